@@ -1,0 +1,19 @@
+"""Exponential moving average (EMA) of a network's weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def warmed_decay(step: int, decay: float) -> float:
+    """Decay at an optimiser step (from 0): short memory at first, so that the average leaves its random start soon."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+@torch.no_grad()
+def update_average(averaged: nn.Module, online: nn.Module, decay: float) -> None:
+    """θ̄ ← decay · θ̄ + (1 − decay) · θ for every parameter; buffers are copied."""
+    torch._foreach_lerp_(list(averaged.parameters()), [p.detach() for p in online.parameters()], 1 - decay)
+    for old, new in zip(averaged.buffers(), online.buffers(), strict=True):
+        old.copy_(new)

@@ -1,0 +1,59 @@
+"""scikit-learn's 1,797 handwritten digits: real pictures that come inside a package."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from djepa_mm.types import Config, Item, UserError
+
+
+class DigitsConfig(Config):
+    """Handwritten digits, 8×8 pixels, grey, ten classes."""
+
+    source: Literal["digits"]
+    split: Literal["all", "train"] = "all"
+    """"train" leaves out the fifth that the evaluation compares with."""
+
+    def build(self) -> Digits:
+        return Digits(*load_digits(self.split))
+
+
+def load_digits(split: Literal["all", "train", "test"]) -> tuple[Tensor, list[int]]:
+    """Pictures (items, 1, 8, 8) in [-1, 1] and their labels. "test" is what "train" leaves of "all"."""
+    try:
+        from sklearn import datasets
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise UserError('data.source: digits needs scikit-learn: pip install "djepa-mm[demo]"') from error
+    digits = datasets.load_digits()
+    pictures, labels = digits.images, digits.target  # (1797, 8, 8) in [0, 16]
+    if split != "all":
+        halves = train_test_split(pictures, labels, test_size=0.2, stratify=labels, random_state=0)
+        pictures, labels = (halves[0], halves[2]) if split == "train" else (halves[1], halves[3])
+    return torch.tensor(pictures, dtype=torch.float32)[:, None] / 8 - 1, labels.tolist()
+
+
+class Digits:
+    classes = tuple("0123456789")
+
+    def __init__(self, pictures: Tensor, labels: list[int]) -> None:
+        self.pictures = pictures
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return f"digits/{index}"
+
+    def text(self, index: int) -> str | None:
+        return None
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        return tuple(self.pictures.shape[1:])
+
+    def read(self, index: int) -> Item:
+        return Item(media=self.pictures[index], label=self.labels[index])

@@ -1,0 +1,153 @@
+"""Speech in LJSpeech-1.1's layout: metadata.csv with lines `id|text|normalised text`, and wavs/id.wav (or .flac)."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import soundfile
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch.nn import functional
+
+from djepa_mm.types import BrokenItem, Config, Item, UserError
+
+
+class LJSpeechConfig(Config):
+    """One speaker's clips with their transcripts."""
+
+    source: Literal["ljspeech"]
+    root: str
+    sample_rate_hz: PositiveInt = 22050
+    """Clips of another rate are resampled."""
+    min_duration_s: NonNegativeFloat = 0.3
+    max_duration_s: PositiveFloat = 12.0
+    limit: PositiveInt | None = None
+    """Keep only the first clips within the range."""
+
+    def build(self) -> LJSpeech:
+        return LJSpeech(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Clip:
+    name: str
+    path: Path | None = None
+    text: str | None = None
+    frames: int = 0  # in the file, before resampling
+    rate_hz: int = 1
+    broken: str | None = None  # why the clip cannot be used
+
+
+class LJSpeech:
+    """Headers are read once, here. Broken clips stay in the list and say so when they are asked for; clips outside
+    the range of durations are left out and counted in `left_out`."""
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, config: LJSpeechConfig) -> None:
+        self.config = config
+        self.sample_rate_hz = config.sample_rate_hz
+        root = Path(config.root).expanduser()
+        metadata = root / "metadata.csv"
+        if not metadata.is_file():
+            raise UserError(
+                f"data.root: no LJSpeech corpus at {config.root!r}. Fetch it: djepa-mm data fetch ljspeech "
+                f"--out {config.root}; or train without it: djepa-mm train spoken-digits"
+            )
+        short, long = f"shorter than {config.min_duration_s:g} s", f"longer than {config.max_duration_s:g} s"
+        self.left_out = {short: 0, long: 0}
+        self.clips: list[_Clip] = []
+        for number, line in enumerate(metadata.read_bytes().splitlines(), start=1):
+            if len(self.clips) == config.limit:
+                break
+            clip = _clip(root / "wavs", f"metadata.csv line {number}", line)
+            duration_s = clip.frames / clip.rate_hz
+            if clip.broken is None and duration_s < config.min_duration_s:
+                self.left_out[short] += 1
+            elif clip.broken is None and duration_s > config.max_duration_s:
+                self.left_out[long] += 1
+            else:
+                self.clips.append(clip)
+        if all(clip.broken for clip in self.clips):
+            why = self.clips[0].broken if self.clips else ", ".join(f"{n} {what}" for what, n in self.left_out.items())
+            raise UserError(f"data.root: no usable clip in {config.root!r} ({why}); check it and data.max_duration_s")
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def name(self, index: int) -> str:
+        return self.clips[index].name
+
+    def text(self, index: int) -> str | None:
+        return self.clips[index].text
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        clip = self.clips[index]
+        if clip.broken:
+            raise BrokenItem(f"{clip.name}: {clip.broken}")
+        return (-(-clip.frames * self.sample_rate_hz // clip.rate_hz),)
+
+    def read(self, index: int) -> Item:
+        (samples,) = self.shape(index)
+        clip = self.clips[index]
+        try:
+            sound, rate_hz = soundfile.read(clip.path, dtype="float32", always_2d=True)  # (frames, channels)
+        except (OSError, RuntimeError) as error:
+            raise BrokenItem(f"{clip.name}: not readable ({error})") from error
+        if len(sound) != clip.frames:
+            raise BrokenItem(f"{clip.name}: cut short, {len(sound)} of {clip.frames} samples")
+        waveform = torch.from_numpy(sound).mean(dim=1)
+        if not waveform.isfinite().all():
+            raise BrokenItem(f"{clip.name}: samples that are not numbers")
+        if rate_hz != self.sample_rate_hz:
+            from torchaudio.functional import resample
+
+            waveform = resample(waveform, rate_hz, self.sample_rate_hz)
+            # torchaudio rounds the length in float32, so on long clips it can be a sample off the exact one.
+            waveform = functional.pad(waveform, (0, samples - len(waveform)))
+        return Item(media=waveform, text=clip.text)
+
+
+def _clip(wavs: Path, where: str, line: bytes) -> _Clip:
+    """One line of metadata.csv, with its file's header."""
+    try:
+        name, *texts = line.decode("utf-8-sig").split("|")
+    except UnicodeDecodeError:
+        return _Clip(name=where, broken="not UTF-8")
+    if not texts:
+        return _Clip(name=where, broken="no bar between id and text")
+    text = texts[-1].strip() or texts[0].strip() or None
+    if text is None:
+        return _Clip(name=name, broken="no text")
+    path = wavs / f"{name}.wav"
+    if not path.exists():
+        path = path.with_name(f"{name}.flac")
+    if not path.exists():
+        return _Clip(name=name, text=text, broken=f"no {name}.wav or .flac in {wavs}")
+    try:
+        with soundfile.SoundFile(path) as file:
+            frames, rate_hz = file.frames, file.samplerate
+    except (OSError, RuntimeError) as error:
+        return _Clip(name=name, text=text, broken=f"not readable ({error})")
+    broken = None if frames else "no samples"
+    return _Clip(name=name, path=path, text=text, frames=frames, rate_hz=rate_hz, broken=broken)
+
+
+def fetch_ljspeech(out: Path) -> None:
+    """Download LJSpeech-1.1 (2.6 GB) to `out`, which appears only once it is complete."""
+    from torchaudio.datasets import LJSPEECH
+
+    if out.exists():
+        raise UserError(f"--out: {out} exists already; choose another place, or remove it to fetch it again")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as partial:
+            LJSPEECH(partial, download=True)
+            os.replace(Path(partial) / "LJSpeech-1.1", out)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        raise UserError(f"could not fetch LJSpeech to {out}: {error}; check the network and the disk") from error

@@ -1,0 +1,146 @@
+"""Speech that needs no download: strings of digit words spoken by espeak-ng, which comes inside a package."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import soundfile
+from pydantic import NonNegativeInt, PositiveInt
+
+from djepa_mm.data.ljspeech import LJSpeech, LJSpeechConfig
+from djepa_mm.types import Config, Progress, UserError
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+VOICE = "en-us+klatt4"  # of espeak-ng's voices the one that a speech recogniser understands without a mistake
+WORDS_PER_MINUTE = 130
+
+# espeak-ng's speak_lib.h
+AUDIO_OUTPUT_SYNCHRONOUS = 2
+ESPEAK_RATE = 1
+POS_CHARACTER = 1
+CHARS_UTF8 = 1
+
+
+class SpokenDigitsConfig(Config):
+    """Strings of digits ("three one zero") in a clear synthetic voice, 22,050 Hz."""
+
+    source: Literal["spoken-digits"]
+    count: PositiveInt = 2000
+    min_words: PositiveInt = 1
+    max_words: PositiveInt = 5
+    seed: NonNegativeInt = 0
+    root: str | None = None
+    """Folder to keep corpora in; by default the user's cache."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the corpus of these settings lies, or will."""
+        if self.root is not None:
+            caches = Path(self.root).expanduser()
+        else:
+            caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "djepa-mm"
+        settings = f"{self.model_dump_json(exclude={'root'})} {VOICE} {WORDS_PER_MINUTE}"
+        return caches / f"spoken-digits-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+
+    def build(self) -> LJSpeech:
+        """Read the corpus; speak it first where this is its first use."""
+        if not self.folder.exists():
+            make_corpus(self, self.folder)
+        config = LJSpeechConfig(source="ljspeech", root=str(self.folder), max_duration_s=float(self.max_words))
+        return config.build()
+
+
+def make_corpus(config: SpokenDigitsConfig, out: Path, progress: Progress | None = None) -> None:
+    """Speak a corpus into the folder `out`, in LJSpeech's layout. The folder appears only once it is complete."""
+    texts = _strings(config)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as partial:
+        corpus = Path(partial) / "corpus"
+        (corpus / "wavs").mkdir(parents=True)
+        lines = []
+        for number, (text, (samples, rate_hz)) in enumerate(zip(texts, _spoken(texts), strict=True)):
+            name = f"D{number:06}"
+            soundfile.write(corpus / "wavs" / f"{name}.wav", samples, rate_hz)
+            lines.append(f"{name}|{text}|{text}\n")
+            if progress:
+                progress(number + 1, len(texts))
+        (corpus / "metadata.csv").write_text("".join(lines), encoding="utf-8")
+        try:
+            corpus.rename(out)
+        except OSError:
+            if not out.exists():  # otherwise another process was faster, and its corpus is as good
+                raise
+
+
+def unseen_strings(config: SpokenDigitsConfig, count: int, min_words: int, max_words: int, seed: int) -> list[str]:
+    """Different strings of `min_words` to `max_words` digits that the corpus does not hold."""
+    taken = set(_strings(config))
+    left = sum(10**n for n in range(min_words, max_words + 1))
+    left -= sum(min_words <= len(text.split()) <= max_words for text in taken)
+    if count > left:
+        raise UserError(f"only {left} strings of {min_words} to {max_words} digits are unseen, not {count}; allow more")
+    generator = np.random.default_rng(seed)
+    unseen: list[str] = []
+    while len(unseen) < count:
+        text = _string(generator, min_words, max_words)
+        if text not in taken:
+            taken.add(text)
+            unseen.append(text)
+    return unseen
+
+
+def speak(texts: Iterable[str]) -> list[tuple[np.ndarray, int]]:
+    """Samples (int16, mono) and their rate in Hz, for each text. The voice has a little noise, new at every call."""
+    return list(_spoken(texts))
+
+
+def _strings(config: SpokenDigitsConfig) -> list[str]:
+    """The corpus' texts; short ones come more than once."""
+    if config.min_words > config.max_words:
+        raise UserError(f"data.min_words: {config.min_words} is more than data.max_words, {config.max_words}")
+    generator = np.random.default_rng(config.seed)
+    return [_string(generator, config.min_words, config.max_words) for _ in range(config.count)]
+
+
+def _string(generator: np.random.Generator, min_words: int, max_words: int) -> str:
+    """Digit words, as many as any other number of them, each digit as likely as any other."""
+    return " ".join(WORDS[d] for d in generator.integers(10, size=generator.integers(min_words, max_words + 1)))
+
+
+def _spoken(texts: Iterable[str]) -> Iterator[tuple[np.ndarray, int]]:
+    """One pass through espeak-ng, which is one machine for each process: passes must not run side by side."""
+    try:
+        import espeakng_loader
+    except ImportError as error:
+        raise UserError('data.source: spoken-digits needs espeak-ng: pip install "djepa-mm[speech]"') from error
+    espeak = ctypes.CDLL(espeakng_loader.get_library_path())
+    pieces: list[np.ndarray] = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int16), ctypes.c_int, ctypes.c_void_p)
+    def keep(samples: ctypes._Pointer[ctypes.c_int16], count: int, events: int) -> int:
+        if count:
+            pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        return 0  # go on
+
+    rate_hz = espeak.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
+    assert rate_hz > 0, "espeak-ng did not find its data"
+    try:
+        espeak.espeak_SetSynthCallback(keep)
+        status = espeak.espeak_SetVoiceByName(VOICE.encode())
+        assert status == 0, f"espeak-ng lacks the voice {VOICE}"
+        espeak.espeak_SetParameter(ESPEAK_RATE, WORDS_PER_MINUTE, 0)
+        for text in texts:
+            pieces.clear()
+            encoded = text.encode() + b"\0"
+            espeak.espeak_Synth(encoded, len(encoded), 0, POS_CHARACTER, 0, CHARS_UTF8, None, None)
+            espeak.espeak_Synchronize()
+            yield np.concatenate(pieces), rate_hz
+    finally:
+        espeak.espeak_Terminate()

@@ -1,0 +1,320 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from djepa_mm.averaging import warmed_decay
+from djepa_mm.build import Conditions, build_model, count_classes
+from djepa_mm.checkpoint import Checkpoint, checkpoints, find_checkpoint, read_state, read_tensors, save_checkpoint
+from djepa_mm.conditions import TextLength
+from djepa_mm.data.loading import Corpus, Place
+from djepa_mm.djepa import DJEPA, Losses
+from djepa_mm.generate import TOKENIZER, Generation, load_weights, sheet
+from djepa_mm.recipe import OptimConfig, Recipe, dump_recipe
+from djepa_mm.types import Tokenizer, UserError
+
+FLOOR = 0.02  # share of the learning rate that a cosine schedule ends at
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a call of `train` ended."""
+
+    run: Path
+    step: int
+    finished: bool  # False where it was interrupted, with a checkpoint saved
+
+
+class Trainer:
+    """A run: its model, optimiser, data and random states, all of which a checkpoint brings back.
+
+    Resuming continues exactly: the same batches, masks, noise and schedule as if the run had never stopped. Only
+    `optim.minutes`, which reads the clock, can make two runs differ.
+    """
+
+    def __init__(self, recipe: Recipe, out: Path, *, resume: bool, device: torch.device, console: Console) -> None:
+        self.recipe, self.out, self.device, self.console = recipe, out, device, console
+        source = recipe.data.build()
+        tokenizer = recipe.tokenizer.build()
+        self._check_size(source.shape(0) if len(source) else None, tokenizer)
+        torch.manual_seed(recipe.run.seed)
+        with device:
+            self.model = build_model(recipe, tokenizer, count_classes(recipe, len(source.classes)))
+        conditions = Conditions(recipe)
+        self.corpus = Corpus(source, tokenizer, conditions, recipe.batch, recipe.run.seed)
+        length = TextLength.fit(*self.corpus.text_lengths()) if conditions.vocabulary else None
+        self.generation = Generation(recipe, self.model, tokenizer, source.classes, length)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, recipe.optim.weight_decay), lr=recipe.optim.lr, betas=recipe.optim.betas
+        )
+        self.generator = torch.Generator(device).manual_seed(recipe.run.seed)
+        self.step, self.seconds, self.place = 0, 0.0, Place()
+        if resume:
+            self._load(find_checkpoint(out))
+        else:
+            self.corpus.fit_tokenizer()
+        if recipe.batch.cache:
+            with self._bar("tokenizing", len(self.corpus.specs)) as advance:
+                self.corpus.fill_cache(lambda done, _: advance(done))
+
+    def _check_size(self, shape: tuple[int, ...] | None, tokenizer: Tokenizer) -> None:
+        """The corpus gives media of the tokenizer's size; learned positions need one fixed size."""
+        if shape is None:
+            raise UserError("data: the corpus is empty")
+        if self.recipe.model.positions == "learned":
+            try:
+                fixed = tokenizer.spec_for()
+            except UserError:
+                raise UserError(
+                    "model.positions is learned, but this tokenizer's media vary in length: set it to rotary"
+                ) from None
+            if shape != fixed.shape:
+                raise UserError(f"data gives media of shape {shape}, but the tokenizer is set to {fixed.shape}")
+
+    # --- the loop
+
+    def run(self) -> Outcome:
+        """Train to the end of the recipe, or to an interrupt; either way a checkpoint is left."""
+        from torch.utils.tensorboard import SummaryWriter  # a second to import
+
+        recipe, run = self.recipe, self.recipe.run
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+        self._cut_log()
+        board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step or None)
+        batches = self.corpus.batches(self.place)
+        interrupted = catch_interrupts()
+        self.model.train()
+        began = time.monotonic() - self.seconds
+        window, window_began = [], time.monotonic()
+        with interrupted as stop, self._bar("training", recipe.optim.steps, self.step) as advance, board:
+            while not self.done and not stop:
+                losses, norm = self._one_step(batches)
+                self.seconds = time.monotonic() - began
+                window.append(torch.stack([losses.generation.detach(), losses.prediction.detach(), norm]))
+                if self.step % run.log_every == 0 or self.done:
+                    rate = len(window) / (time.monotonic() - window_began)
+                    self._log(board, torch.stack(window).mean(0).tolist(), rate, advance)
+                    window, window_began = [], time.monotonic()
+                if run.sample_every and self.step % run.sample_every == 0 and not self.done:
+                    self.sample()
+                if self.step % run.save_every == 0 and not self.done:
+                    self.save()
+                began = time.monotonic() - self.seconds  # samples and checkpoints are not training time
+        folder = self.save()
+        self.corpus.save_report(self.out / "report.json")
+        if not stop:
+            self.sample()
+        self.console.print(f"{'stopped' if stop else 'finished'} at step {self.step}; checkpoint {folder}")
+        if self.corpus.broken:
+            name, reason = next(iter(self.corpus.broken.items()))
+            self.console.print(
+                f"skipped {len(self.corpus.broken)} broken of {len(self.corpus.source)} items, such as {name}: {reason}; "
+                f"all are named in {self.out / 'report.json'}"
+            )
+        return Outcome(run=self.out, step=self.step, finished=not stop)
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, by steps or by minutes, whichever is further."""
+        optim = self.recipe.optim
+        by_time = self.seconds / 60 / optim.minutes if optim.minutes else 0.0
+        return min(1.0, max(self.step / optim.steps, by_time))
+
+    @property
+    def done(self) -> bool:
+        return self.progress >= 1
+
+    def _one_step(self, batches: Iterator[tuple[Any, Place]]) -> tuple[Losses, Tensor]:
+        optim = self.recipe.optim
+        batch, place = next(batches)
+        rate = learning_rate(optim, self.step, self.progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        bf16 = optim.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
+            losses = self.model.loss(batch.to(self.device), self.generator)
+        self.optimizer.zero_grad()
+        losses.total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.online.parameters(), optim.clip)
+        if not bool(norm.isfinite()):
+            raise UserError(f"step {self.step}: the gradient is {norm.item()}; lower optim.lr ({optim.lr}) and resume")
+        self.optimizer.step()
+        self.model.update_average(warmed_decay(self.step, optim.ema_decay))
+        self.step, self.place = self.step + 1, place
+        return losses, norm
+
+    # --- what the person at the terminal sees
+
+    @contextmanager
+    def _bar(self, what: str, total: int, start: int = 0) -> Iterator[Any]:
+        """A live bar; yields advance(done, text) where `text` is shown behind it."""
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        with bar:
+            task = bar.add_task(what, total=total, completed=start, text="")
+
+            def advance(done: int, text: str = "") -> None:
+                bar.update(task, completed=done, text=text)
+                if text and not self.console.is_terminal:
+                    self.console.print(f"step {done}/{total}  {text}", soft_wrap=True)
+
+            yield advance
+
+    def _log(self, board: Any, means: list[float], rate: float, advance: Any) -> None:
+        generation, prediction, norm = means
+        row = {
+            "step": self.step,
+            "generation": generation,
+            "prediction": prediction,
+            "gradient_norm": norm,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "steps_per_s": rate,
+            "seconds": self.seconds,
+        }
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({key: round(value, 6) for key, value in row.items()}) + "\n")
+        for key, value in row.items():
+            if key != "step":
+                board.add_scalar(key, value, self.step)
+        advance(self.step, f"generation {generation:.4f}  prediction {prediction:.4f}  {rate:.2f} steps/s")
+
+    def _cut_log(self) -> None:
+        """Drop the lines that a killed run wrote after its last checkpoint: they will be written again."""
+        path = self.out / "log.jsonl"
+        if path.exists():
+            rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+            kept = [line for line in rows if json.loads(line)["step"] <= self.step]
+            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def sample(self) -> None:
+        """Write what the averaged weights give now: a sheet, and a file an item where it is not a picture."""
+        run = self.recipe.run
+        requests = self.generation.examples(run.samples, run.texts, run.seed)
+        if not requests:
+            return
+        with torch.random.fork_rng(devices=[]):
+            media = self.generation(requests)
+        folder = self.out / "samples"
+        folder.mkdir(exist_ok=True)
+        tokenizer, stem = self.generation.tokenizer, f"step-{self.step:08d}"
+        sheet([tokenizer.preview(item) for item in media]).save(folder / f"{stem}.png")
+        if tokenizer.suffix != ".png":
+            for n, item in enumerate(media):
+                tokenizer.save(item, folder / f"{stem}-{n:02d}{tokenizer.suffix}")
+
+    # --- checkpoints
+
+    def save(self) -> Path:
+        generation = self.generation
+        averaged = dict(self.model.averaged.state_dict())
+        averaged |= {TOKENIZER + key: value for key, value in generation.tokenizer.statistics().items()}
+        training = {
+            f"optimizer.{name}.{key}": value
+            for name, parameter in self.model.online.named_parameters()
+            for key, value in self.optimizer.state[parameter].items()
+        }
+        training["random.generator"] = self.generator.get_state()
+        training["random.torch"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            training["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        checkpoint = Checkpoint(
+            recipe=dump_recipe(self.recipe),
+            state={
+                "step": self.step,
+                "seconds": self.seconds,
+                "place": dataclasses.asdict(self.place),
+                "classes": list(generation.classes),
+                "length": dataclasses.asdict(generation.length) if generation.length else None,
+            },
+            averaged=averaged,
+            online=self.model.online.state_dict(),
+            training=training,
+        )
+        return save_checkpoint(self.out / "checkpoints", checkpoint, self.recipe.run.keep)
+
+    def _load(self, checkpoint: Path) -> None:
+        state = read_state(checkpoint)
+        averaged, online, training = (read_tensors(checkpoint, n) for n in ("averaged", "online", "training"))
+        tokenizer = {k.removeprefix(TOKENIZER): averaged.pop(k) for k in list(averaged) if k.startswith(TOKENIZER)}
+        self.generation.tokenizer.load_statistics(tokenizer)
+        for name, module, weights in (
+            ("averaged", self.model.averaged, averaged),
+            ("online", self.model.online, online),
+        ):
+            load_weights(module, weights, f"{checkpoint / name}.safetensors", assign=False)
+        for name, parameter in self.model.online.named_parameters():
+            prefix = f"optimizer.{name}."
+            moments = {k.removeprefix(prefix): v for k, v in training.items() if k.startswith(prefix)}
+            self.optimizer.state[parameter] = {
+                k: v if k == "step" else v.to(self.device) for k, v in moments.items()
+            }
+        self.generator.set_state(training["random.generator"])
+        torch.set_rng_state(training["random.torch"])
+        if self.device.type == "cuda" and "random.cuda" in training:
+            torch.cuda.set_rng_state(training["random.cuda"], self.device)
+        self.step, self.seconds, self.place = state["step"], state["seconds"], Place(**state["place"])
+
+
+def train(recipe: Recipe, out: Path, *, resume: bool, device: torch.device, console: Console) -> Outcome:
+    """Train a recipe in the run folder `out`. Raises UserError where it holds a run already, or none to resume."""
+    if not resume and checkpoints(out / "checkpoints"):
+        raise UserError(f"{out}: holds a run already; go on with it: --resume, or choose another folder: --out")
+    return Trainer(recipe, out, resume=resume, device=device, console=console).run()
+
+
+def parameter_groups(model: DJEPA, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on matrices only; none on biases, norms, embeddings, positions, buffer tokens and the head."""
+    decayed, plain = [], []
+    for name, parameter in model.online.named_parameters():
+        matrix = parameter.ndim > 1 and not name.startswith(("head.", "conditioner.")) and ".learned." not in name
+        (decayed if matrix else plain).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def learning_rate(optim: OptimConfig, step: int, progress: float) -> float:
+    """Linear warm-up, then constant or a cosine to FLOOR; `progress` in [0, 1]."""
+    warmup = min(1.0, (step + 1) / (optim.warmup_steps + 1))
+    if optim.schedule == "constant":
+        return optim.lr * warmup
+    return optim.lr * warmup * (FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+@contextmanager
+def catch_interrupts() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list instead of dying of them; a second SIGINT is the ordinary one."""
+    caught: list[int] = []
+
+    def catch(number: int, _: Any) -> None:
+        caught.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    old = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

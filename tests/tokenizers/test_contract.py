@@ -1,0 +1,156 @@
+"""Every tokenizer in the folder keeps the contract of types.Tokenizer, from the day its file appears.
+
+A required field of a config carries its example: `patch: PositiveInt = Field(examples=[4])`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import soundfile
+import torch
+from PIL import Image
+from torch import Tensor
+
+import djepa_mm
+from djepa_mm.types import Config, MediaSpec, Tokenizer, UserError
+
+FOLDER = Path(djepa_mm.__file__).parent / "tokenizers"
+CONFIGS = [
+    value
+    for path in sorted(FOLDER.glob("*.py"))
+    for value in vars(importlib.import_module(f"djepa_mm.tokenizers.{path.stem}")).values()
+    if isinstance(value, type) and issubclass(value, Config) and "kind" in value.model_fields
+]
+DURATION_S = 0.6
+
+
+@pytest.fixture(scope="module")
+def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small random VAE, for tokenizers that take a pretrained `model`."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vae")
+    down, up = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
+    AutoencoderKL(
+        down_block_types=down, up_block_types=up, block_out_channels=(8, 8), norm_num_groups=4, sample_size=16
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda config: config.__name__)
+def config(request: pytest.FixtureRequest, vae_folder: str) -> Any:
+    values: dict[str, Any] = {}
+    for name, field in request.param.model_fields.items():
+        if name in ("kind", "source"):
+            values[name] = get_args(field.annotation)[0]
+        elif name == "model":
+            values[name] = vae_folder
+        elif field.is_required():
+            assert field.examples, f"{request.param.__name__}.{name} is required: give it Field(examples=[...])"
+            values[name] = field.examples[0]
+    return request.param(**values)
+
+
+def spec(tokenizer: Tokenizer) -> MediaSpec:
+    """The fixed size, or half a second where there is none."""
+    try:
+        return tokenizer.spec_for()
+    except UserError:
+        return tokenizer.spec_for(duration_s=DURATION_S)
+
+
+def realistic(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Media as it is in nature: neighbours alike, off-centre, far from unit variance. (2, *shape) in [-1, 1]."""
+    noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed))
+    for axis in range(1 if len(shape) == 1 else 2, noise.dim()):  # not along the batch, nor along colours
+        noise = sum(noise.roll(step, axis) for step in range(4)) / 4  # type: ignore[assignment]
+    return (0.3 * noise + 0.2 * (len(shape) > 1)).clamp(-1, 1)
+
+
+def test_media_and_tokens_have_the_shapes_that_the_spec_says(config: Any) -> None:
+    tokenizer = config.build()
+    wanted = spec(tokenizer)
+    media = realistic(wanted.shape, 0)
+    tokens = tokenizer.encode(media)
+    assert tokenizer.spec_of(tuple(media.shape[1:])) == wanted
+    assert tokens.shape == (2, wanted.num_tokens, tokenizer.token_dim)
+    assert wanted.positions().shape == (wanted.num_tokens, 3)
+    assert not tokens.requires_grad
+    back = tokenizer.decode(tokens, wanted)
+    assert back.shape == media.shape
+    assert back.isfinite().all()
+
+
+def test_an_item_has_the_same_tokens_alone_and_in_a_batch(config: Any) -> None:
+    tokenizer = config.build()
+    media = realistic(spec(tokenizer).shape, 0)
+    torch.testing.assert_close(tokenizer.encode(media)[:1], tokenizer.encode(media[:1]), atol=1e-4, rtol=1e-4)
+
+
+def test_fit_brings_tokens_to_unit_variance(config: Any) -> None:
+    tokenizer = config.build()
+    shape = spec(tokenizer).shape
+    corpus = torch.cat([realistic(shape, seed) for seed in range(8)])
+    tokenizer.fit(iter(corpus))
+    if not tokenizer.statistics():
+        pytest.skip("this tokenizer's scale is given, not learned")
+    tokens = tokenizer.encode(corpus)
+    assert tokens.mean().abs() < 0.02
+    assert tokens.std() == pytest.approx(1, abs=0.02)
+
+
+def test_decoding_undoes_encoding(config: Any) -> None:
+    """Well enough that what comes back is far nearer to its origin than to another item, in tokens."""
+    if "model" in type(config).model_fields:
+        pytest.skip("a VAE with random weights does not decode what it encoded")
+    tokenizer = config.build()
+    wanted = spec(tokenizer)
+    media = realistic(wanted.shape, 0)
+    tokenizer.fit(iter(media))
+    tokens = tokenizer.encode(media)
+    again = tokenizer.encode(tokenizer.decode(tokens, wanted))
+    error = (again - tokens).square().mean().sqrt()
+    distance = (tokens[0] - tokens[1]).square().mean().sqrt()
+    assert error < 0.35 * distance
+
+
+def test_what_fit_learned_survives_the_checkpoint(config: Any) -> None:
+    tokenizer, restored = config.build(), config.build()
+    wanted = spec(tokenizer)
+    media = realistic(wanted.shape, 0)
+    tokenizer.fit(iter(media))
+    restored.load_statistics({name: value.clone() for name, value in tokenizer.statistics().items()})
+    tokens = tokenizer.encode(media)
+    torch.testing.assert_close(restored.encode(media), tokens)
+    torch.testing.assert_close(restored.decode(tokens, wanted), tokenizer.decode(tokens, wanted))
+
+
+def test_saved_files_and_previews_can_be_opened(config: Any, tmp_path: Path) -> None:
+    tokenizer = config.build()
+    wanted = spec(tokenizer)
+    media = realistic(wanted.shape, 0)[0]
+    path = tmp_path / f"item{tokenizer.suffix}"
+    tokenizer.save(media, path)
+    if tokenizer.suffix == ".wav":
+        samples, _ = soundfile.read(path, dtype="float32")
+        torch.testing.assert_close(torch.from_numpy(samples), media, atol=1e-4, rtol=0)
+    elif tokenizer.suffix == ".png":
+        assert Image.open(path).size == wanted.shape[:0:-1]
+    else:
+        assert path.stat().st_size > 0
+    assert min(tokenizer.preview(media).size) >= 64
+
+
+def test_lengths_that_make_no_sense_are_refused_in_one_line(config: Any) -> None:
+    tokenizer = config.build()
+    for duration_s in (0.0, -1.0, 1e9, float("nan"), float("inf")):
+        with pytest.raises(UserError) as error:
+            tokenizer.spec_for(duration_s=duration_s)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError):
+        tokenizer.spec_of((1, 2, 3, 4, 5))
