@@ -80,7 +80,7 @@ def generate(
     device: DeviceOption = "auto",
 ) -> None:
     """Generate from a trained run: a file an item, and a sheet of all."""
-    from djepa_mm.generate import Generation, sheet, with_sampling, write_media
+    from djepa_mm.generate import Generation, with_sampling, write_media
     from djepa_mm.recipe import check_finite
 
     check_finite(seconds=seconds, guidance=guidance, temperature=temperature)
@@ -93,7 +93,7 @@ def generate(
     with _bar("generating") as progress:
         media = generation(requests, sampler=sampler, batch_size=batch, progress=progress)
     folder = out or (run if run.name == "generated" else run / "generated")
-    for path in write_media(generation, requests, media, folder, sheet=sheet):
+    for path in write_media(generation, requests, media, folder):
         typer.echo(path)
 
 

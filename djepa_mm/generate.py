@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,20 @@ class Generation:
             self.conditions.vocabulary.encode(request.text)
         self.spec(request)
 
+    def requests(
+        self, classes: Sequence[str], texts: Sequence[str], *, count: int, duration_s: float | None, seed: int
+    ) -> list[Request]:
+        """`count` requests for each text, or for each class (all of them where none is named)."""
+        if texts:
+            wanted = [Request(text=text, duration_s=duration_s) for text in texts]
+        elif self.classes and self.conditions.vocabulary is None:
+            wanted = [Request(label=self.label(name), duration_s=duration_s) for name in classes or self.classes]
+        else:
+            for name in classes:
+                self.label(name)
+            wanted = [Request(duration_s=duration_s)]
+        return [replace(request, seed=(seed, n, k)) for n, request in enumerate(wanted) for k in range(count)]
+
     # --- media
 
     def __call__(
@@ -164,6 +179,23 @@ def load_weights(module: torch.nn.Module, weights: dict[str, Any], origin: str, 
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:300]
         raise UserError(f"{origin}: the weights do not fit the recipe beside them: {detail}") from None
+
+
+def write_media(
+    generation: Generation, requests: Sequence[Request], media: Sequence[Tensor], folder: Path
+) -> Iterator[Path]:
+    """Write a file an item, named by number and request, then `sheet.png` of all; yields each path once it is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = generation.tokenizer
+    for n, (request, item) in enumerate(zip(requests, media, strict=True)):
+        title = request.text or (generation.classes[request.label] if request.label is not None else "sample")
+        slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40]
+        path = folder / f"{n:04d}-{slug}{tokenizer.suffix}"
+        tokenizer.save(item, path)
+        yield path
+    page = folder / "sheet.png"
+    sheet([tokenizer.preview(item) for item in media]).save(page)
+    yield page
 
 
 def sheet(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:

@@ -30,7 +30,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from djepa_mm.types import Config, SourceConfig, TokenizerConfig, UserError
+from djepa_mm.types import Config, UserError
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 FOLDER = Path(__file__).parent / "recipes"
@@ -212,13 +212,13 @@ class RunConfig(Config):
     """Checkpoints kept."""
 
 
-class RecipeBase(Config):
+class Recipe(Config):
     """One experiment: what the data is, how it becomes tokens, which model learns them, and how it samples."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Names the run folder, runs/<name>."""
-    data: Any
-    tokenizer: Any
+    data: Any  # a SourceConfig; `schema_class` puts the union of those that are there
+    tokenizer: Any  # a TokenizerConfig, likewise
     condition: Annotated[ClassConditionConfig | TextConditionConfig | NoConditionConfig, Field(discriminator="kind")]
     model: ModelConfig
     head: Annotated[FlowConfig | DiffusionConfig, Field(discriminator="kind")]
@@ -230,7 +230,7 @@ class RecipeBase(Config):
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
-    def _check(self) -> RecipeBase:
+    def _check(self) -> Recipe:
         if self.condition.kind == "text" and self.model.positions == "learned":
             raise ValueError("a text condition has no fixed grid: set model.positions to rotary")
         if self.condition.kind == "text" and "t" not in self.model.axes:
@@ -243,15 +243,6 @@ class RecipeBase(Config):
         if self.loss.generation == 0:
             raise ValueError("loss.generation 0 trains no head to sample with: set it above 0")
         return self
-
-
-class Recipe(RecipeBase):
-    """A recipe as the rest of the code sees it; `schema_class()` is the same with the sections found on disk."""
-
-    data: SourceConfig  # type: ignore[assignment]
-    tokenizer: TokenizerConfig  # type: ignore[assignment]
-
-    model_config = {"arbitrary_types_allowed": True}
 
 
 def _sections(package: str, tag: str) -> Any:
@@ -270,12 +261,12 @@ def _sections(package: str, tag: str) -> Any:
 
 
 @cache
-def schema_class() -> type[RecipeBase]:
+def schema_class() -> type[Recipe]:
     """The recipe's model with all sources and tokenizers that are there."""
     return create_model(
         "Recipe",
-        __base__=RecipeBase,
-        __doc__=RecipeBase.__doc__,
+        __base__=Recipe,
+        __doc__=Recipe.__doc__,
         data=(_sections("djepa_mm.data", "source"), ...),
         tokenizer=(_sections("djepa_mm.tokenizers", "kind"), ...),
     )
@@ -348,7 +339,7 @@ def parse_recipe(raw: dict[str, Any], origin: str, overrides: Sequence[str] = ()
     """Check a recipe given as plain data; `origin` is what an error names as its file."""
     schema = schema_class()
     try:
-        return schema.model_validate_json(json.dumps(raw))  # type: ignore[return-value]
+        return schema.model_validate_json(json.dumps(raw))
     except ValidationError as error:
         raise UserError(_problem(error.errors()[0], schema, origin, overrides)) from None
 

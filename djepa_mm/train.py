@@ -25,7 +25,7 @@ from djepa_mm.data.loading import Corpus, Place
 from djepa_mm.djepa import DJEPA, Losses
 from djepa_mm.generate import TOKENIZER, Generation, load_weights, sheet
 from djepa_mm.recipe import OptimConfig, Recipe, dump_recipe
-from djepa_mm.types import Tokenizer, UserError
+from djepa_mm.types import Source, Tokenizer, UserError
 
 FLOOR = 0.02  # share of the learning rate that a cosine schedule ends at
 
@@ -50,7 +50,7 @@ class Trainer:
         self.recipe, self.out, self.device, self.console = recipe, out, device, console
         source = recipe.data.build()
         tokenizer = recipe.tokenizer.build()
-        self._check_size(source.shape(0) if len(source) else None, tokenizer)
+        self._check_fit(source, tokenizer)
         torch.manual_seed(recipe.run.seed)
         with device:
             self.model = build_model(recipe, tokenizer, count_classes(recipe, len(source.classes)))
@@ -59,7 +59,7 @@ class Trainer:
         length = TextLength.fit(*self.corpus.text_lengths()) if conditions.vocabulary else None
         self.generation = Generation(recipe, self.model, tokenizer, source.classes, length)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, recipe.optim.weight_decay), lr=recipe.optim.lr, betas=recipe.optim.betas
+            parameter_groups(self.model, recipe.optim.weight_decay), lr=recipe.optim.lr, betas=recipe.optim.betas, fused=True
         )
         self.generator = torch.Generator(device).manual_seed(recipe.run.seed)
         self.step, self.seconds, self.place = 0, 0.0, Place()
@@ -71,19 +71,20 @@ class Trainer:
             with self._bar("tokenizing", len(self.corpus.specs)) as advance:
                 self.corpus.fill_cache(lambda done, _: advance(done))
 
-    def _check_size(self, shape: tuple[int, ...] | None, tokenizer: Tokenizer) -> None:
-        """The corpus gives media of the tokenizer's size; learned positions need one fixed size."""
-        if shape is None:
-            raise UserError("data: the corpus is empty")
+    def _check_fit(self, source: Source, tokenizer: Tokenizer) -> None:
+        """The corpus gives what the tokenizer takes; learned positions need media of one size."""
+        if source.sample_rate_hz != tokenizer.sample_rate_hz:
+            raise UserError(
+                f"data gives media at {source.sample_rate_hz} Hz, the tokenizer takes {tokenizer.sample_rate_hz} Hz: "
+                "make data.sample_rate_hz and tokenizer.sample_rate_hz agree"
+            )
         if self.recipe.model.positions == "learned":
             try:
-                fixed = tokenizer.spec_for()
+                tokenizer.spec_for()
             except UserError:
                 raise UserError(
                     "model.positions is learned, but this tokenizer's media vary in length: set it to rotary"
                 ) from None
-            if shape != fixed.shape:
-                raise UserError(f"data gives media of shape {shape}, but the tokenizer is set to {fixed.shape}")
 
     # --- the loop
 
@@ -269,9 +270,7 @@ class Trainer:
         for name, parameter in self.model.online.named_parameters():
             prefix = f"optimizer.{name}."
             moments = {k.removeprefix(prefix): v for k, v in training.items() if k.startswith(prefix)}
-            self.optimizer.state[parameter] = {
-                k: v if k == "step" else v.to(self.device) for k, v in moments.items()
-            }
+            self.optimizer.state[parameter] = {key: value.to(self.device) for key, value in moments.items()}
         self.generator.set_state(training["random.generator"])
         torch.set_rng_state(training["random.torch"])
         if self.device.type == "cuda" and "random.cuda" in training:

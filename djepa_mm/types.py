@@ -92,6 +92,7 @@ class Tokenizer(Protocol):
     """
 
     token_dim: int
+    sample_rate_hz: int | None  # of waveforms; None for other media
     suffix: ClassVar[str]  # of the files that `save` writes, with its dot
 
     def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
@@ -144,6 +145,7 @@ class Source(Protocol):
     """A corpus: items by index, in a fixed order."""
 
     classes: tuple[str, ...]  # names of the classes; empty where there are none
+    sample_rate_hz: int | None  # of waveforms; None for other media
 
     def __len__(self) -> int: ...
 
@@ -184,10 +186,15 @@ class Head(Protocol):
         ...
 
 
-class SourceConfig(Protocol):
-    """A recipe's `data` section, defined beside the source that it builds."""
+class SourceConfig(Config):
+    """Base of a recipe's `data` section, defined beside the source that it builds."""
 
-    def build(self) -> Source: ...
+    def build(self) -> Source:
+        raise NotImplementedError  # abstract; every source has its own
+
+    def fetch(self, progress: Progress) -> str:
+        """Download or make the corpus -> what was done, in a line. Raises UserError where that cannot be done here."""
+        raise UserError("this corpus cannot be fetched from here; the recipe's head says where it comes from")
 
 
 class TokenizerConfig(Protocol):

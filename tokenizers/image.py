@@ -54,6 +54,9 @@ class KLVAEConfig(Config):
     shift: float | None = None
     patch: PositiveInt = 1
     """Side of a token, in latents."""
+    channels: PositiveInt | None = None
+    """Channels of a latent, and `stride`, pixels a side of one; both given, nothing is read before the first picture."""
+    stride: PositiveInt | None = None
     sample: bool = False
     """Draw the latent from the VAE's posterior instead of taking its mode."""
     tile: bool = False
@@ -69,6 +72,7 @@ class _Pictures:
     """What pictures of one size share, however their tokens come about."""
 
     suffix: ClassVar[str] = ".png"
+    sample_rate_hz = None
 
     def __init__(self, channels: int, size: tuple[int, int], token_pixels: int) -> None:
         height, width = size
@@ -161,24 +165,45 @@ class KLVAE(_Pictures):
     """Latents of a KL autoencoder. Its weights are loaded at the first encode or decode, on the media's device."""
 
     def __init__(self, config: KLVAEConfig) -> None:
+        self.config = config
+        if config.channels is not None and config.stride is not None:
+            channels, stride = config.channels, config.stride
+        else:
+            channels, stride = self.pretrained.latent_channels, _stride(self.pretrained)
+        super().__init__(3, config.size, stride * config.patch)
+        self.token_dim = channels * config.patch**2
+
+    @cached_property
+    def pretrained(self) -> Any:
+        """The VAE's configuration alone, with diffusers' defaults filled in."""
         from diffusers import AutoencoderKL
 
-        with _loading(config), torch.device("meta"):  # the configuration alone, with diffusers' defaults filled in
-            resolved = AutoencoderKL.load_config(config.model, subfolder=config.subfolder)
+        with _loading(self.config), torch.device("meta"):
+            resolved = AutoencoderKL.load_config(self.config.model, subfolder=self.config.subfolder)
             if resolved.get("_class_name") != "AutoencoderKL":
                 raise ValueError(f"its config.json describes {resolved.get('_class_name')}, not AutoencoderKL")
-            vae = AutoencoderKL.from_config(resolved).config
-        self.config = config
-        super().__init__(vae.in_channels, config.size, 2 ** (len(vae.block_out_channels) - 1) * config.patch)
-        self.token_dim = vae.latent_channels * config.patch**2
-        self.scale = vae.scaling_factor if config.scale is None else config.scale
-        self.shift = (vae.shift_factor or 0.0) if config.shift is None else config.shift
+            return AutoencoderKL.from_config(resolved).config
+
+    @cached_property
+    def scale(self) -> float:
+        return self.pretrained.scaling_factor if self.config.scale is None else self.config.scale
+
+    @cached_property
+    def shift(self) -> float:
+        return (self.pretrained.shift_factor or 0.0) if self.config.shift is None else self.config.shift
 
     @cached_property
     def vae(self) -> Any:  # AutoencoderKL, which hides its methods from type checkers
         from diffusers import AutoencoderKL
 
         config = self.config
+        found = self.pretrained.latent_channels, _stride(self.pretrained)
+        expected = config.channels or found[0], config.stride or found[1]
+        if found != expected:
+            raise UserError(
+                f"tokenizer: the VAE {config.model!r} has {found[0]} channels and stride {found[1]}, but "
+                f"tokenizer.channels and tokenizer.stride say {expected[0]} and {expected[1]}"
+            )
         with _loading(config):
             vae = AutoencoderKL.from_pretrained(
                 config.model, subfolder=config.subfolder, use_safetensors=None if config.allow_pickle else True
@@ -209,6 +234,10 @@ class KLVAE(_Pictures):
 
     def load_statistics(self, statistics: Mapping[str, Tensor]) -> None:
         """Nothing was learned."""
+
+
+def _stride(pretrained: Any) -> int:
+    return 2 ** (len(pretrained.block_out_channels) - 1)
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from djepa_mm.types import Config, Item, UserError
+from djepa_mm.types import Item, Progress, SourceConfig, UserError
 
 
-class DigitsConfig(Config):
+class DigitsConfig(SourceConfig):
     """Handwritten digits, 8×8 pixels, grey, ten classes."""
 
     source: Literal["digits"]
@@ -19,6 +19,9 @@ class DigitsConfig(Config):
 
     def build(self) -> Digits:
         return Digits(*load_digits(self.split))
+
+    def fetch(self, progress: Progress) -> str:
+        return f"nothing to fetch: {len(self.build())} digits come inside scikit-learn"
 
 
 def load_digits(split: Literal["all", "train", "test"]) -> tuple[Tensor, list[int]]:
@@ -38,6 +41,7 @@ def load_digits(split: Literal["all", "train", "test"]) -> tuple[Tensor, list[in
 
 class Digits:
     classes = tuple("0123456789")
+    sample_rate_hz = None
 
     def __init__(self, pictures: Tensor, labels: list[int]) -> None:
         self.pictures = pictures

@@ -12,13 +12,13 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from djepa_mm.types import BrokenItem, Config, Item, UserError
+from djepa_mm.types import BrokenItem, Item, SourceConfig, UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTIONS = "captions.jsonl"  # rows with "file" (relative to the root) and "caption"
 
 
-class ImageFolderConfig(Config):
+class ImageFolderConfig(SourceConfig):
     """Pictures in class folders, or straight in the root where there are no classes."""
 
     source: Literal["image-folder"]
@@ -35,6 +35,8 @@ class ImageFolderConfig(Config):
 class ImageFolder:
     """Where there are class folders, pictures outside them have no class and are left out."""
 
+    sample_rate_hz = None
+
     def __init__(self, config: ImageFolderConfig) -> None:
         self.config = config
         self.root = Path(config.root).expanduser()
@@ -45,6 +47,7 @@ class ImageFolder:
         self.files = [path for path in found if len(path.parts) > 1] if self.classes else found
         if not self.files:
             raise UserError(f"data.root: no pictures in {config.root!r}; it takes {', '.join(SUFFIXES)}")
+        self.labels = {name: label for label, name in enumerate(self.classes)}
         self.captions = _captions(self.root / CAPTIONS)
 
     def __len__(self) -> int:
@@ -67,7 +70,7 @@ class ImageFolder:
             raise BrokenItem(f"{self.name(index)}: not a readable picture ({error})") from error
         if self.config.flip and torch.rand(()) < 0.5:
             media = media.flip(-1)
-        label = self.classes.index(self.files[index].parts[0]) if self.classes else None
+        label = self.labels.get(self.files[index].parts[0])
         return Item(media=media, label=label, text=self.text(index))
 
 

@@ -14,10 +14,10 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch.nn import functional
 
-from djepa_mm.types import BrokenItem, Config, Item, UserError
+from djepa_mm.types import BrokenItem, Item, Progress, SourceConfig, UserError
 
 
-class LJSpeechConfig(Config):
+class LJSpeechConfig(SourceConfig):
     """One speaker's clips with their transcripts."""
 
     source: Literal["ljspeech"]
@@ -31,6 +31,11 @@ class LJSpeechConfig(Config):
 
     def build(self) -> LJSpeech:
         return LJSpeech(self)
+
+    def fetch(self, progress: Progress) -> str:
+        """Download the corpus, with torchaudio's own progress bar."""
+        fetch_ljspeech(Path(self.root).expanduser())
+        return f"LJSpeech-1.1 is in {self.root}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ import soundfile
 from pydantic import NonNegativeInt, PositiveInt
 
 from djepa_mm.data.ljspeech import LJSpeech, LJSpeechConfig
-from djepa_mm.types import Config, Progress, UserError
+from djepa_mm.types import Progress, SourceConfig, UserError
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 VOICE = "en-us+klatt4"  # of espeak-ng's voices the one that a speech recogniser understands without a mistake
@@ -28,7 +28,7 @@ POS_CHARACTER = 1
 CHARS_UTF8 = 1
 
 
-class SpokenDigitsConfig(Config):
+class SpokenDigitsConfig(SourceConfig):
     """Strings of digits ("three one zero") in a clear synthetic voice, 22,050 Hz."""
 
     source: Literal["spoken-digits"]
@@ -55,6 +55,12 @@ class SpokenDigitsConfig(Config):
             make_corpus(self, self.folder)
         config = LJSpeechConfig(source="ljspeech", root=str(self.folder), max_duration_s=float(self.max_words))
         return config.build()
+
+    def fetch(self, progress: Progress) -> str:
+        """Speak the corpus, unless it is there."""
+        if not self.folder.exists():
+            make_corpus(self, self.folder, progress)
+        return f"spoken digits are in {self.folder}"
 
 
 def make_corpus(config: SpokenDigitsConfig, out: Path, progress: Progress | None = None) -> None:

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt
 
 from djepa_mm.data.image_folder import to_media
-from djepa_mm.types import Config, Item, UserError
+from djepa_mm.types import Item, Progress, SourceConfig, UserError
 
 CLASS_NAMES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 
 
-class TorchvisionConfig(Config):
+class TorchvisionConfig(SourceConfig):
     """MNIST and Fashion-MNIST (grey), CIFAR-10 and CIFAR-100 (colour)."""
 
     source: Literal["torchvision"]
@@ -25,8 +25,15 @@ class TorchvisionConfig(Config):
     def build(self) -> TorchvisionSet:
         return TorchvisionSet(self)
 
+    def fetch(self, progress: Progress) -> str:
+        """Download the data set, with torchvision's own progress bar."""
+        count = len(TorchvisionSet(self.model_copy(update={"download": True})))
+        return f"{self.dataset} is in {self.root}: {count} pictures"
+
 
 class TorchvisionSet:
+    sample_rate_hz = None
+
     def __init__(self, config: TorchvisionConfig) -> None:
         from torchvision import datasets
 

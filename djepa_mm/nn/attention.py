@@ -12,6 +12,13 @@ from torch import Tensor, nn
 from djepa_mm.nn.positions import Rotary, rotate
 
 
+class RMSNorm(nn.RMSNorm):
+    """With its scale brought to the input's type, so that the fused kernel runs under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -19,8 +26,8 @@ class Attention(nn.Module):
             raise ValueError(f"width {width} does not divide into {heads} heads")
         self.heads, self.dropout = heads, dropout
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = nn.RMSNorm(width // heads, eps=1e-6)
-        self.k_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.q_norm = RMSNorm(width // heads, eps=1e-6)
+        self.k_norm = RMSNorm(width // heads, eps=1e-6)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None, rotary: Rotary | None) -> Tensor:
@@ -30,5 +37,5 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask, dropout_p=dropout)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out(rearrange(y, "b a s e -> b s (a e)"))
