@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -22,7 +24,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-recipes_app = typer.Typer(help="The recipes that come with the package, and the checking of yours.", no_args_is_help=True)
+recipes_app = typer.Typer(
+    help="The recipes that come with the package, and the checking of yours.", no_args_is_help=True
+)
 data_app = typer.Typer(help="Fetch or make a corpus; check one.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes", rich_help_panel=None)
 app.add_typer(data_app, name="data")
@@ -40,7 +44,9 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 def train(
     recipe: RecipeArgument,
     out: Annotated[Optional[Path], typer.Option(help="Run folder; runs/<recipe's name> by default.")] = None,  # noqa: UP045
-    resume: Annotated[bool, typer.Option("--resume", help="Go on exactly where the run in the folder stopped.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on exactly where the run in the folder stopped.")
+    ] = False,
     set_: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -49,9 +55,7 @@ def train(
     from djepa_mm.train import train as run
 
     loaded = load_recipe(recipe, set_ or [])
-    outcome = run(
-        loaded, out or Path("runs") / loaded.name, resume=resume, device=_device(device), console=_console()
-    )
+    outcome = run(loaded, out or Path("runs") / loaded.name, resume=resume, device=_device(device), console=_console())
     if outcome.finished:
         typer.echo(f"generate from it: djepa-mm generate {outcome.run}")
     else:
@@ -155,7 +159,9 @@ def show_recipe(
 
 
 @recipes_app.command("copy")
-def copy_recipe(recipe: RecipeArgument, target: Annotated[Path, typer.Argument(help="File or folder.")] = Path()) -> None:
+def copy_recipe(
+    recipe: RecipeArgument, target: Annotated[Path, typer.Argument(help="File or folder.")] = Path()
+) -> None:
     """Copy a packaged recipe, to change it."""
     import shutil
 
@@ -252,23 +258,15 @@ def _read_prompts(path: Path) -> list[str]:
     return texts
 
 
-class _bar:  # noqa: N801  (used as a function in a with statement)
-    """A progress bar on stderr: enter it for a callback progress(done, total)."""
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr; yields progress(done, total)."""
+    from rich.console import Console
+    from rich.progress import Progress
 
-    def __init__(self, what: str) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self.what = what
-        self.bar = Progress(console=Console(stderr=True), transient=True)
-
-    def __enter__(self):  # noqa: ANN204
-        self.bar.__enter__()
-        task = self.bar.add_task(self.what, total=None)
-        return lambda done, total: self.bar.update(task, completed=done, total=total)
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.__exit__(*error)  # type: ignore[arg-type]
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def main() -> None:

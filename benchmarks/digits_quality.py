@@ -4,8 +4,8 @@
     python benchmarks/digits_quality.py --runs runs/digits      measures runs that are there
 
 For each run and guidance: 1,000 digits, 100 a class. Recognised: the share that a support-vector classifier, trained
-on 80 % of the real digits, takes for the class asked for. Distance: Fréchet distance to all real digits, and its ratio to
-what 1,000 real training digits give (mean of 20 draws).
+on 80 % of the real digits, takes for the class asked for. Distance: Fréchet distance to all real digits, and its
+ratio to what 1,000 real training digits give (mean of 20 draws).
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def main() -> None:
     draws = [rng.choice(len(train_x), 10 * COUNT, replace=False) for _ in range(20)]
     real = float(np.mean([frechet_distance(pixels(train_x[d]), pixels(all_x)) for d in draws]))
     console = Console(width=120)
-    console.print(f"classifier on held-out real digits: {score:.2%}; distance of 1,000 real training digits: {real:.2f}")
+    console.print(
+        f"classifier on held-out real digits: {score:.2%}; distance of 1,000 real training digits: {real:.2f}"
+    )
 
     table = Table("run", "prediction", "guidance", "recognised", "distance", "ratio", "seconds")
     rows = []

@@ -3,8 +3,8 @@
     python benchmarks/spoken_digits_wer.py                             trains and measures the curve over time
     python benchmarks/spoken_digits_wer.py --runs runs/spoken-digits   measures the checkpoints of runs that are there
 
-100 unseen strings of 3–5 digits for the last checkpoint, 30 for the earlier ones. Beside them: the same strings spoken by
-espeak-ng, as they are and through the same mel and Griffin-Lim.
+100 unseen strings of 3–5 digits for the last checkpoint, 30 for the earlier ones. Beside them: the same strings spoken
+by espeak-ng, as they are and through the same mel and Griffin-Lim.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ def main() -> None:
         row = {"what": what, "strings": len(strings), "wer": wer, **extra}
         rows.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
-        shown = [f"{extra[k]:.2f}" if isinstance(extra.get(k), float) else str(extra.get(k, "")) for k in ("minutes", "guidance")]
+        shown = [
+            f"{extra[k]:.2f}" if isinstance(extra.get(k), float) else str(extra.get(k, ""))
+            for k in ("minutes", "guidance")
+        ]
         speed = f"{extra['speed']:.1f}" if "speed" in extra else ""
         table.add_row(what, str(extra.get("step", "")), *shown, str(len(strings)), f"{wer:.1%}", speed)
 

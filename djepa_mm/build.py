@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, num_classes: int) -> DJEPA
         conditioner = TextConditioner(len(condition.characters), width, condition.buffer_tokens)
     else:
         conditioner = ClassConditioner(num_classes, width, condition.buffer_tokens)
-    sizes = {
+    sizes: dict[str, Any] = {
         "token_dim": tokenizer.token_dim,
         "feature_width": width,
         "width": head.width or model.size("head_width"),

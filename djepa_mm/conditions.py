@@ -74,9 +74,7 @@ class TextConditioner(nn.Module):
 def class_condition(labels: Sequence[int]) -> Condition:
     """Class indices of a batch; use 0 where there are no classes."""
     ids = torch.tensor(labels, dtype=torch.int64)[:, None]
-    return Condition(
-        ids=ids, valid=torch.ones_like(ids, dtype=torch.bool), positions=torch.zeros(len(labels), 1, 3)
-    )
+    return Condition(ids=ids, valid=torch.ones_like(ids, dtype=torch.bool), positions=torch.zeros(len(labels), 1, 3))
 
 
 def text_condition(ids: Sequence[Tensor], num_tokens: Sequence[int], layout: TextLayout) -> Condition:

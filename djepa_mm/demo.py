@@ -79,13 +79,14 @@ def _finished(run: Path) -> bool:
     return bool(steps & {path.name for path in (run / "checkpoints").glob("step-*")})
 
 
-def _section(
-    act: Act, run: Path, generation: Generation, requests: list[Request], media: list[torch.Tensor]
-) -> str:
+def _section(act: Act, run: Path, generation: Generation, requests: list[Request], media: list[torch.Tensor]) -> str:
     tokenizer = generation.tokenizer
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     trained = f"{rows[-1]['step']:,} steps in {rows[-1]['seconds'] / 60:.1f} minutes" if rows else ""
-    parts = [f"<h2>{html.escape(act.title)}</h2>", f"<p><small>{trained}; run folder <code>{run.name}</code></small></p>"]
+    parts = [
+        f"<h2>{html.escape(act.title)}</h2>",
+        f"<p><small>{trained}; run folder <code>{run.name}</code></small></p>",
+    ]
     if tokenizer.suffix == ".png":
         page = sheet([tokenizer.preview(item) for item in media], columns=10)
         parts.append(f'<figure><img alt="{html.escape(act.title)}" src="{_picture(page)}"></figure>')

@@ -176,9 +176,7 @@ class DJEPA(nn.Module):
     ) -> None:
         super().__init__()
         self.token_dim = token_dim
-        self.online = Networks(
-            token_dim=token_dim, size=size, positions=positions, conditioner=conditioner, head=head
-        )
+        self.online = Networks(token_dim=token_dim, size=size, positions=positions, conditioner=conditioner, head=head)
         self.averaged = copy.deepcopy(self.online).requires_grad_(False).eval()
         self.mask_ratio = mask_ratio or MaskRatio()
         self.condition_drop = condition_drop

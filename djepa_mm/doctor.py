@@ -14,7 +14,10 @@ from rich.table import Table
 
 import djepa_mm
 
-REQUIRED = ("torch", "torchvision", "torchaudio", "diffusers", "einops", "pydantic", "rich", "safetensors", "soundfile", "tensorboard", "typer")  # fmt: skip
+REQUIRED = (
+    *("torch", "torchvision", "torchaudio", "diffusers", "einops", "pydantic", "rich", "safetensors", "soundfile"),
+    *("tensorboard", "typer"),
+)
 OPTIONAL = {
     "espeakng-loader": ("espeakng_loader", "the spoken-digits corpus", "speech"),
     "scikit-learn": ("sklearn", "the digits corpus", "demo"),
@@ -34,7 +37,9 @@ def examine() -> tuple[Table, bool]:
             healthy = False
     minor = {name: _minor(name) for name in ("torch", "torchaudio")}
     if minor["torch"] != minor["torchaudio"]:
-        table.add_row("torch and torchaudio", f"do not match ({minor['torch']}, {minor['torchaudio']}): install equal versions")
+        table.add_row(
+            "torch and torchaudio", f"do not match ({minor['torch']}, {minor['torchaudio']}): install equal versions"
+        )
         healthy = False
     for name, (module, use, extra) in OPTIONAL.items():
         found = importlib.util.find_spec(module) is not None

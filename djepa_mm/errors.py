@@ -2,8 +2,8 @@
 
 
 class UserError(ValueError):
-    """A user's mistake: one line that names what is wrong and the fix. The command line prints it and exits with code 2."""
+    """A user's mistake, in one line that names what is wrong and the fix. The command line then exits with code 2."""
 
 
-class BrokenItem(Exception):  # noqa: N818  (it is an event that training survives, not an error of the program)
+class BrokenItem(Exception):
     """One item of a corpus cannot be read. It is skipped, counted and named in the run's report."""

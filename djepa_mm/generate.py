@@ -160,7 +160,7 @@ class Generation:
                 condition=self.conditions(items, counts).to(device),
                 generators=[request.generator() for request in requests],
                 progress=progress,
-            ).cpu()
+            )
 
     # --- samples of a run
 
@@ -173,7 +173,9 @@ class Generation:
 
 
 def load_weights(module: torch.nn.Module, weights: dict[str, Any], origin: str, *, assign: bool) -> None:
-    """Load a state dict whose names must all fit; `assign` puts its tensors in the place of the module's. Raises UserError, naming `origin`, where they do not."""
+    """Load a state dict; `assign` puts its tensors in the place of the module's own.
+
+    Raises UserError, naming `origin`, where names or shapes do not fit."""
     try:
         module.load_state_dict(weights, assign=assign)
     except RuntimeError as error:

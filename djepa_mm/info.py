@@ -54,7 +54,9 @@ def describe(recipe: Recipe) -> Table:
     condition = recipe.condition.buffer_tokens + (EXAMPLE_CHARACTERS if text else 0)
     table.add_row(f"tokens in {item} (t × h × w)", f"{spec.num_tokens:,} ({t} × {h} × {w})")
     table.add_row("channels of a token", f"{tokenizer.token_dim:,}")
-    table.add_row("condition tokens" + (f", text of {EXAMPLE_CHARACTERS}" if text else ""), f"{condition:,}", end_section=True)
+    table.add_row(
+        "condition tokens" + (f", text of {EXAMPLE_CHARACTERS}" if text else ""), f"{condition:,}", end_section=True
+    )
 
     step, sample = flops(recipe, counts, spec.num_tokens, condition)
     table.add_row("FLOPs to train on an item, once", _si(step, "FLOP"))

@@ -323,7 +323,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override (`a.b=c`, c in YAML) and check a recipe. Raises UserError, one line, for any mistake."""
     path = find_recipe(str(name))
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506  (a SafeLoader)
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: {_yaml_problem(error)}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -358,7 +358,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise UserError(f"--set {override}: write it as section.key=value, e.g. --set optim.lr=1e-4")
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"--set {override}: {_yaml_problem(error)}") from None
     *parents, last = key.strip().split(".")
@@ -391,7 +391,9 @@ def _problem(error: ErrorDetails, schema: type[BaseModel], origin: str, override
             continue
         keys.append(str(part))
         if part != error["loc"][-1]:
-            models = [n for m in models if part in m.model_fields for n in _models(m.model_fields[str(part)].annotation)]
+            models = [
+                n for m in models if part in m.model_fields for n in _models(m.model_fields[str(part)].annotation)
+            ]
     key = ".".join(keys)
     by_override = any(o.split("=")[0].strip() == key for o in overrides)
     where = f"--set {key}" if by_override else f"{origin}: {key}" if key else origin

@@ -14,7 +14,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor
 
 from djepa_mm.averaging import warmed_decay
@@ -55,11 +62,14 @@ class Trainer:
         with device:
             self.model = build_model(recipe, tokenizer, count_classes(recipe, len(source.classes)))
         conditions = Conditions(recipe)
-        self.corpus = Corpus(source, tokenizer, conditions, recipe.batch, recipe.run.seed)
+        self.corpus = Corpus(source, tokenizer, conditions, recipe.batch, seed=recipe.run.seed, device=device)
         length = TextLength.fit(*self.corpus.text_lengths()) if conditions.vocabulary else None
         self.generation = Generation(recipe, self.model, tokenizer, source.classes, length)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, recipe.optim.weight_decay), lr=recipe.optim.lr, betas=recipe.optim.betas, fused=True
+            parameter_groups(self.model, recipe.optim.weight_decay),
+            lr=recipe.optim.lr,
+            betas=recipe.optim.betas,
+            fused=True,
         )
         self.generator = torch.Generator(device).manual_seed(recipe.run.seed)
         self.step, self.seconds, self.place = 0, 0.0, Place()
@@ -68,8 +78,8 @@ class Trainer:
         else:
             self.corpus.fit_tokenizer()
         if recipe.batch.cache:
-            with self._bar("tokenizing", len(self.corpus.specs)) as advance:
-                self.corpus.fill_cache(lambda done, _: advance(done))
+            with self._bar("tokenizing") as advance:
+                self.corpus.fill_cache(lambda done, total: advance(done / total))
 
     def _check_fit(self, source: Source, tokenizer: Tokenizer) -> None:
         """The corpus gives what the tokenizer takes; learned positions need media of one size."""
@@ -102,10 +112,11 @@ class Trainer:
         self.model.train()
         began = time.monotonic() - self.seconds
         window, window_began = [], time.monotonic()
-        with interrupted as stop, self._bar("training", recipe.optim.steps, self.step) as advance, board:
+        with interrupted as stop, self._bar("training", self.progress) as advance, board:
             while not self.done and not stop:
                 losses, norm = self._one_step(batches)
                 self.seconds = time.monotonic() - began
+                advance(self.progress)
                 window.append(torch.stack([losses.generation.detach(), losses.prediction.detach(), norm]))
                 if self.step % run.log_every == 0 or self.done:
                     rate = len(window) / (time.monotonic() - window_began)
@@ -124,8 +135,8 @@ class Trainer:
         if self.corpus.broken:
             name, reason = next(iter(self.corpus.broken.items()))
             self.console.print(
-                f"skipped {len(self.corpus.broken)} broken of {len(self.corpus.source)} items, such as {name}: {reason}; "
-                f"all are named in {self.out / 'report.json'}"
+                f"skipped {len(self.corpus.broken)} broken of {len(self.corpus.source)} items, such as {name}: "
+                f"{reason}; all are named in {self.out / 'report.json'}"
             )
         return Outcome(run=self.out, step=self.step, finished=not stop)
 
@@ -162,12 +173,12 @@ class Trainer:
     # --- what the person at the terminal sees
 
     @contextmanager
-    def _bar(self, what: str, total: int, start: int = 0) -> Iterator[Any]:
-        """A live bar; yields advance(done, text) where `text` is shown behind it."""
+    def _bar(self, what: str, start: float = 0.0) -> Iterator[Any]:
+        """A live bar; yields advance(share, text): the share that is done, in [0, 1], and what is shown behind it."""
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TextColumn("{task.fields[text]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -176,12 +187,15 @@ class Trainer:
             disable=not self.console.is_terminal,
         )
         with bar:
-            task = bar.add_task(what, total=total, completed=start, text="")
+            task = bar.add_task(what, total=1.0, text="")
+            bar.update(task, completed=start)
 
-            def advance(done: int, text: str = "") -> None:
-                bar.update(task, completed=done, text=text)
-                if text and not self.console.is_terminal:
-                    self.console.print(f"step {done}/{total}  {text}", soft_wrap=True)
+            def advance(share: float, text: str | None = None) -> None:
+                bar.update(task, completed=share)
+                if text is not None:
+                    bar.update(task, text=text)
+                    if not self.console.is_terminal:
+                        self.console.print(text, soft_wrap=True)
 
             yield advance
 
@@ -201,7 +215,8 @@ class Trainer:
         for key, value in row.items():
             if key != "step":
                 board.add_scalar(key, value, self.step)
-        advance(self.step, f"generation {generation:.4f}  prediction {prediction:.4f}  {rate:.2f} steps/s")
+        steps = f"step {self.step}/{self.recipe.optim.steps}"
+        advance(self.progress, f"{steps}  generation {generation:.4f}  prediction {prediction:.4f}  {rate:.2f} steps/s")
 
     def _cut_log(self) -> None:
         """Drop the lines that a killed run wrote after its last checkpoint: they will be written again."""
@@ -287,7 +302,8 @@ def train(recipe: Recipe, out: Path, *, resume: bool, device: torch.device, cons
 
 def parameter_groups(model: DJEPA, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay on matrices only; none on biases, norms, embeddings, positions, buffer tokens and the head."""
-    decayed, plain = [], []
+    decayed: list[Tensor] = []
+    plain: list[Tensor] = []
     for name, parameter in model.online.named_parameters():
         matrix = parameter.ndim > 1 and not name.startswith(("head.", "conditioner.")) and ".learned." not in name
         (decayed if matrix else plain).append(parameter)

@@ -92,7 +92,12 @@ class Tokenizer(Protocol):
     """
 
     token_dim: int
-    sample_rate_hz: int | None  # of waveforms; None for other media
+
+    @property
+    def sample_rate_hz(self) -> int | None:
+        """Of waveforms; None for other media."""
+        ...
+
     suffix: ClassVar[str]  # of the files that `save` writes, with its dot
 
     def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
@@ -145,7 +150,11 @@ class Source(Protocol):
     """A corpus: items by index, in a fixed order."""
 
     classes: tuple[str, ...]  # names of the classes; empty where there are none
-    sample_rate_hz: int | None  # of waveforms; None for other media
+
+    @property
+    def sample_rate_hz(self) -> int | None:
+        """Of waveforms; None for other media."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -182,7 +191,7 @@ class Head(Protocol):
         guidance: Tensor | float = 1.0,
         temperature: float = 1.0,
     ) -> Tensor:
-        """z (M, D) -> (M, C). `noise()` draws the next (M, C) of unit normal noise; `guidance` is a number or (M, 1)."""
+        """z (M, D) -> (M, C). `noise()` draws the next unit normal noise (M, C); `guidance` is a number or (M, 1)."""
         ...
 
 

@@ -29,7 +29,7 @@ def awake(model: torch.nn.Module) -> None:
             parameter.add_(0.05 * torch.randn(parameter.shape))
 
 
-@pytest.fixture()
+@pytest.fixture
 def picture_model() -> Callable[..., DJEPA]:
     """Class-conditional, learned positions on GRID."""
 
@@ -48,7 +48,7 @@ def picture_model() -> Callable[..., DJEPA]:
     return build
 
 
-@pytest.fixture()
+@pytest.fixture
 def text_model() -> Callable[..., DJEPA]:
     """Text-conditional, rotary positions on t."""
 
@@ -67,7 +67,7 @@ def text_model() -> Callable[..., DJEPA]:
     return build
 
 
-@pytest.fixture()
+@pytest.fixture
 def picture_batch() -> TokenBatch:
     """4 pictures of 12 tokens."""
     positions = MediaSpec(grid=GRID, shape=(1, 3, 4)).positions()
@@ -79,7 +79,7 @@ def picture_batch() -> TokenBatch:
     )
 
 
-@pytest.fixture()
+@pytest.fixture
 def text_batch() -> TokenBatch:
     """3 clips of 7, 4 and 10 tokens, padded."""
     counts = [7, 4, 10]
@@ -89,5 +89,7 @@ def text_batch() -> TokenBatch:
         tokens=torch.randn(3, 10, CHANNELS) * valid[..., None],
         positions=positions * valid[..., None],
         valid=valid,
-        condition=text_condition([torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5, 1, 2]), torch.tensor([5])], counts, "stretched"),
+        condition=text_condition(
+            [torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5, 1, 2]), torch.tensor([5])], counts, "stretched"
+        ),
     )

@@ -14,15 +14,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "model.width=32", "model.depth=1", "model.heads=2", "head.width=32", "head.blocks=1", "head.steps=3",
-    "batch.size=16", "sample.steps=3", "run.samples=4", "run.sample_every=null", "run.log_every=2", "optim.minutes=null",
-    "optim.steps=2",
+    "batch.size=16", "sample.steps=3", "run.samples=4", "run.sample_every=null", "run.log_every=2",
+    "optim.minutes=null", "optim.steps=2",
 ]  # fmt: skip
 
 
 def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "djepa_mm", *arguments], capture_output=True, text=True, cwd=cwd, env=environment, check=False
+        [sys.executable, "-m", "djepa_mm", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        check=False,
     )
 
 
@@ -50,7 +55,15 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_help_imports_nothing_heavy() -> None:
     """What --help needs: no torch, and none of the rest."""
-    code = "import sys; sys.argv = ['djepa-mm', '--help']\nfrom djepa_mm.cli import main\ntry: main()\nexcept SystemExit: pass\nprint(sorted({m.split('.')[0] for m in sys.modules}))"
+    code = """
+import sys
+sys.argv = ["djepa-mm", "--help"]
+from djepa_mm.cli import main
+try:
+    main()
+except SystemExit:
+    print(sorted({name.split(".")[0] for name in sys.modules}))
+"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(ast.literal_eval(result.stdout.strip().splitlines()[-1]))
     assert "Usage" in result.stdout
@@ -63,7 +76,10 @@ def test_verbs() -> None:
     for verb in ("train", "generate", "recipes", "data", "info", "doctor", "demo"):
         assert f"\n  {verb}" in shown
     shown = command("generate", "--help").stdout
-    for option in ("--class", "--text", "--prompts", "--count", "--seconds", "--steps", "--guidance", "--temperature", "--seed", "--out", "--set"):  # fmt: skip
+    for option in (
+        *("--class", "--text", "--prompts", "--count", "--seconds", "--steps", "--guidance", "--temperature"),
+        *("--seed", "--out", "--set"),
+    ):
         assert option in shown
     shown = command("train", "--help").stdout
     for option in ("--out", "--resume", "--set", "--device"):
@@ -73,7 +89,9 @@ def test_verbs() -> None:
 @pytest.mark.parametrize("entry", [["-m", "djepa_mm"], [str(ROOT / "cli.py")]])
 def test_every_entry_works_from_everywhere(entry: list[str], tmp_path: Path) -> None:
     for cwd in (ROOT, tmp_path):
-        result = subprocess.run([sys.executable, *entry, "recipes", "list"], capture_output=True, text=True, cwd=cwd, check=True)
+        result = subprocess.run(
+            [sys.executable, *entry, "recipes", "list"], capture_output=True, text=True, cwd=cwd, check=True
+        )
         assert "spoken-digits" in result.stdout
 
 

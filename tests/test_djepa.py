@@ -58,7 +58,9 @@ def test_both_losses_reach_predictor_and_encoder(picture_model: Build, picture_b
         model = picture_model(mask_ratio=MaskRatio(low=0.4, high=0.5))
         getattr(model.loss(picture_batch, rng()), part).backward()
         for stack in (model.online.encoder, model.online.predictor):
-            assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in stack.stack.transformer.blocks.parameters())
+            assert all(
+                p.grad is not None and p.grad.abs().sum() > 0 for p in stack.stack.transformer.blocks.parameters()
+            )
 
 
 def test_target_encoder_equals_the_closed_form_of_its_average(picture_model: Build) -> None:
@@ -93,7 +95,9 @@ def test_prediction_weight_zero_leaves_only_the_head(picture_model: Build, pictu
     assert losses.total == losses.generation
 
 
-def test_everything_masked_works(picture_model: Build, text_model: Build, picture_batch: TokenBatch, text_batch: TokenBatch) -> None:
+def test_everything_masked_works(
+    picture_model: Build, text_model: Build, picture_batch: TokenBatch, text_batch: TokenBatch
+) -> None:
     """Ratio 1.0: nothing is visible but the condition."""
     for model, batch in ((picture_model(), picture_batch), (text_model(), text_batch)):
         model.mask_ratio = MaskRatio(mean=1.0, std=1e-6, low=1.0 - 1e-6, high=1.0)
@@ -116,14 +120,18 @@ def test_a_padded_batch_equals_its_samples_alone(text_model: Build, text_batch: 
         count = one.valid.shape[1]
         z_one = model.features(one.tokens, one.positions, known[n : n + 1, :count], one.valid, one.condition)
         torch.testing.assert_close(z[n, :count], z_one[0], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(g[n, :count], model.target_features(one, dropped[n : n + 1])[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            g[n, :count], model.target_features(one, dropped[n : n + 1])[0], atol=1e-5, rtol=1e-4
+        )
 
 
 def test_padding_never_matters(text_model: Build, text_batch: TokenBatch) -> None:
     """Rubbish in the padding changes nothing: not the features, not the losses."""
     model = text_model().eval()
     rubbish = torch.where(text_batch.valid[..., None], text_batch.tokens, 1e4 * torch.randn(text_batch.tokens.shape))
-    spoilt = TokenBatch(tokens=rubbish, positions=text_batch.positions, valid=text_batch.valid, condition=text_batch.condition)
+    spoilt = TokenBatch(
+        tokens=rubbish, positions=text_batch.positions, valid=text_batch.valid, condition=text_batch.condition
+    )
     torch.testing.assert_close(model.loss(spoilt, rng(1)), model.loss(text_batch, rng(1)))
 
 

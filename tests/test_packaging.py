@@ -36,7 +36,9 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "djepa_mm" else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "djepa_mm" else [node.module]
+            )
         found |= {name for name in names if name.startswith("djepa_mm.")}
     return found
 
@@ -59,7 +61,11 @@ def test_tokenizers_see_only_the_types() -> None:
 def test_core_names_no_modality() -> None:
     words = ("speech", "audio", "mel", "image", "picture", "video", "waveform")
     names = ("djepa", "sampler", "masking", "averaging", "conditions", "checkpoint", "train", "build", "recipe")
-    for path in [*(PACKAGE / f"{n}.py" for n in names), *(PACKAGE / "nn").glob("*.py"), *(PACKAGE / "heads").glob("*.py")]:
+    for path in [
+        *(PACKAGE / f"{n}.py" for n in names),
+        *(PACKAGE / "nn").glob("*.py"),
+        *(PACKAGE / "heads").glob("*.py"),
+    ]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         identifiers = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
         identifiers |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
@@ -87,6 +93,16 @@ def test_wheel_and_sdist_hold_only_the_package(tmp_path: Path) -> None:
     for name in ("tokenizers/mel.py", "recipes/digits.yaml", "cli.py", "nn/blocks.py", "data/digits.py", "py.typed"):
         assert f"djepa_mm/{name}" in names
     (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
-    tops = {name.split("/")[1] for name in tarfile.open(sdist).getnames() if "/" in name}
-    allowed = {"djepa_mm", "djepa_mm.egg-info", "pyproject.toml", "setup.cfg", "README.md", "LICENSE", "PKG-INFO", "MANIFEST.in"}
+    with tarfile.open(sdist) as archive:
+        tops = {name.split("/")[1] for name in archive.getnames() if "/" in name}
+    allowed = {
+        "djepa_mm",
+        "djepa_mm.egg-info",
+        "pyproject.toml",
+        "setup.cfg",
+        "README.md",
+        "LICENSE",
+        "PKG-INFO",
+        "MANIFEST.in",
+    }
     assert tops <= allowed

@@ -144,12 +144,14 @@ def test_impossible_combinations() -> None:
 def test_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(UserError, match="'spoken-digits'"):
         load_recipe("spoken-digit")
-    with pytest.raises(UserError, match="no recipe 'missing/digits.yaml'"):
+    with pytest.raises(UserError, match=r"no recipe 'missing/digits\.yaml'"):
         load_recipe("missing/digits.yaml")
 
 
 def test_schema_describes_every_section() -> None:
     schema = schema_class().model_json_schema()
-    assert {"data", "tokenizer", "condition", "model", "head", "optim", "batch", "sample", "run"} <= set(schema["properties"])
+    assert {"data", "tokenizer", "condition", "model", "head", "optim", "batch", "sample", "run"} <= set(
+        schema["properties"]
+    )
     assert schema["additionalProperties"] is False
     assert "Most items in a batch." in str(schema)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -30,7 +31,9 @@ class Watched:
         self.model, self.token_dim, self.head = model, model.token_dim, model.head
         self.known: list[torch.Tensor] = []
 
-    def features(self, tokens: torch.Tensor, positions: torch.Tensor, known: torch.Tensor, *rest: object, null: bool = False):  # noqa: ANN201
+    def features(
+        self, tokens: torch.Tensor, positions: torch.Tensor, known: torch.Tensor, *rest: object, null: bool = False
+    ):
         if not null:
             self.known.append(known.clone())
         return self.model.features(tokens, positions, known, *rest, null=null)  # type: ignore[arg-type]
@@ -43,7 +46,7 @@ def test_each_token_is_revealed_exactly_once(text_model: Build, text_batch: Toke
     sampler = Sampler(steps=steps, order=order)  # type: ignore[arg-type]
     tokens = sampler.sample(model, **pick(text_batch, [0, 1, 2]), generators=generators(0, 1, 2))  # type: ignore[arg-type]
     states = [*model.known, text_batch.valid]
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in itertools.pairwise(states):
         assert (before & ~after).sum() == 0  # nothing is forgotten
         assert ((after & ~before).sum(1) >= ((~before & text_batch.valid).sum(1) > 0)).all()  # one new at least
     assert (tokens[text_batch.valid].abs().sum(-1) > 0).all()
@@ -89,7 +92,11 @@ def test_known_tokens_stay(picture_model: Build, picture_batch: TokenBatch) -> N
 def test_all_known_is_a_copy(picture_model: Build, picture_batch: TokenBatch) -> None:
     known = picture_batch.valid.clone()
     tokens = Sampler(steps=4).sample(
-        picture_model(), **pick(picture_batch, [0, 1, 2, 3]), generators=generators(0, 1, 2, 3), tokens=picture_batch.tokens, known=known  # type: ignore[arg-type]
+        picture_model(),
+        **pick(picture_batch, [0, 1, 2, 3]),
+        generators=generators(0, 1, 2, 3),
+        tokens=picture_batch.tokens,
+        known=known,  # type: ignore[arg-type]
     )
     assert torch.equal(tokens, picture_batch.tokens)
 

@@ -18,9 +18,9 @@ from djepa_mm.train import Trainer, learning_rate, parameter_groups, train
 from djepa_mm.types import UserError
 
 SMALL = [
-    "model.width=32", "model.depth=1", "model.heads=2", "model.dropout=0.1", "head.width=32", "head.blocks=1", "head.steps=3",
-    "batch.size=16", "sample.steps=3", "run.samples=4", "run.sample_every=null", "run.log_every=2", "optim.precision=fp32",
-    "optim.minutes=null",
+    "model.width=32", "model.depth=1", "model.heads=2", "model.dropout=0.1", "head.width=32", "head.blocks=1",
+    "head.steps=3", "batch.size=16", "sample.steps=3", "run.samples=4", "run.sample_every=null", "run.log_every=2",
+    "optim.precision=fp32", "optim.minutes=null",
 ]  # fmt: skip
 QUIET = Console(quiet=True)
 CPU = torch.device("cpu")
@@ -45,7 +45,9 @@ def test_resuming_equals_never_stopping(tmp_path: Path, cache: str) -> None:
     """Weights, averages, optimiser and random states agree to the bit, across an epoch's end."""
     common = [f"batch.cache={cache}", "batch.size=400", "run.save_every=3"]
     whole = run(small("digits", *common, "optim.steps=8"), tmp_path / "whole")
-    trainer = Trainer(small("digits", *common, "optim.steps=8"), tmp_path / "cut", resume=False, device=CPU, console=QUIET)
+    trainer = Trainer(
+        small("digits", *common, "optim.steps=8"), tmp_path / "cut", resume=False, device=CPU, console=QUIET
+    )
     batches = trainer.corpus.batches(trainer.place)
     trainer.model.train()
     for _ in range(5):
@@ -66,7 +68,9 @@ def test_samples_and_checkpoints_do_not_change_training(tmp_path: Path) -> None:
 
 
 def test_a_run_leaves_its_files(tmp_path: Path) -> None:
-    out = run(small("digits", "optim.steps=6", "run.save_every=2", "run.keep=2", "run.sample_every=4"), tmp_path / "run")
+    out = run(
+        small("digits", "optim.steps=6", "run.save_every=2", "run.keep=2", "run.sample_every=4"), tmp_path / "run"
+    )
     assert [p.name for p in checkpoints(out / "checkpoints")] == ["step-00000004", "step-00000006"]
     assert sorted(p.name for p in (out / "samples").iterdir()) == ["step-00000004.png", "step-00000006.png"]
     assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()] == [2, 4, 6]
@@ -77,7 +81,10 @@ def test_a_run_leaves_its_files(tmp_path: Path) -> None:
 
 
 def test_speech_leaves_sound_and_mel(tmp_path: Path, corpus: Path) -> None:
-    out = run(small("ljspeech", "optim.steps=2", f"data.root={corpus}", "run.texts=[one two]", "optim.warmup_steps=1"), tmp_path / "run")
+    out = run(
+        small("ljspeech", "optim.steps=2", f"data.root={corpus}", "run.texts=[one two]", "optim.warmup_steps=1"),
+        tmp_path / "run",
+    )
     import soundfile
 
     sound, rate = soundfile.read(out / "samples" / "step-00000002-00.wav")
@@ -86,7 +93,7 @@ def test_speech_leaves_sound_and_mel(tmp_path: Path, corpus: Path) -> None:
     assert Image.open(out / "samples" / "step-00000002.png").height >= 80
 
 
-@pytest.fixture()
+@pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """20 clips of noise in LJSpeech's layout."""
     import numpy as np
@@ -124,8 +131,8 @@ def test_a_truncated_picture_is_skipped_and_named(tmp_path: Path) -> None:
     bad = tmp_path / "pictures" / "a" / "2.png"
     bad.write_bytes(bad.read_bytes()[:60])
     recipe = small(
-        "digits", "data={source: image-folder, root: %s, size: [8, 8]}" % (tmp_path / "pictures"), "tokenizer.channels=3",
-        "optim.steps=4", "batch.cache=false", "batch.max_broken_share=0.2", "batch.size=6",
+        "digits", "data={source: image-folder, root: %s, size: [8, 8]}" % (tmp_path / "pictures"),
+        "tokenizer.channels=3", "optim.steps=4", "batch.cache=false", "batch.max_broken_share=0.2", "batch.size=6",
     )  # fmt: skip
     out = run(recipe, tmp_path / "run")
     assert list(json.loads((out / "report.json").read_text())["reasons"]) == ["a/2.png"]
@@ -140,7 +147,11 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_minutes_end_a_run_and_its_schedule(tmp_path: Path) -> None:
     outcome = train(
-        small("digits", "optim.steps=100000", "optim.minutes=0.02"), tmp_path / "run", resume=False, device=CPU, console=QUIET
+        small("digits", "optim.steps=100000", "optim.minutes=0.02"),
+        tmp_path / "run",
+        resume=False,
+        device=CPU,
+        console=QUIET,
     )
     assert outcome.finished
     assert 0 < outcome.step < 100000
@@ -161,7 +172,9 @@ def test_weight_decay_spares_biases_norms_embeddings_and_head(tmp_path: Path) ->
     decayed = {id(p) for p in parameter_groups(trainer.model, 0.02)[0]["params"]}
     names = {name for name, p in trainer.model.online.named_parameters() if id(p) in decayed}
     assert "encoder.stack.transformer.blocks.0.attention.qkv.weight" in names
-    assert not any(word in name for name in names for word in ("bias", "norm", "head.", "conditioner", "learned", "mask_token"))
+    assert not any(
+        word in name for name in names for word in ("bias", "norm", "head.", "conditioner", "learned", "mask_token")
+    )
 
 
 # --- checkpoints
@@ -193,7 +206,9 @@ def test_a_checkpoint_cut_in_half_is_named(tmp_path: Path, name: str) -> None:
     out = run(small("digits", "optim.steps=2", "run.save_every=1"), tmp_path / "run")
     path = find_checkpoint(out) / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match=rf"{name}: damaged checkpoint .*delete step-00000002 to go on from step-00000001") as caught:
+    with pytest.raises(
+        UserError, match=rf"{name}: damaged checkpoint .*delete step-00000002 to go on from step-00000001"
+    ) as caught:
         Generation.load(out)
     assert "\n" not in str(caught.value)
 

@@ -55,7 +55,7 @@ class KLVAEConfig(Config):
     patch: PositiveInt = 1
     """Side of a token, in latents."""
     channels: PositiveInt | None = None
-    """Channels of a latent, and `stride`, pixels a side of one; both given, nothing is read before the first picture."""
+    """Channels of a latent; with `stride`, pixels a side of one, nothing is read before the first picture."""
     stride: PositiveInt | None = None
     sample: bool = False
     """Draw the latent from the VAE's posterior instead of taking its mode."""

@@ -16,7 +16,7 @@ def check_corpus(recipe: Recipe, progress: Progress) -> tuple[Table, bool]:
     """Table to print, and whether every item can be read."""
     source, conditions = recipe.data.build(), Conditions(recipe)
     lenient = recipe.batch.model_copy(update={"max_broken_share": 1.0})
-    corpus = Corpus(source, recipe.tokenizer.build(), conditions, lenient, seed=0)
+    corpus = Corpus(source, recipe.tokenizer.build(), conditions, lenient)
     labels: Counter[int] = Counter()
     unknown: Counter[str] = Counter()
     for done, index in enumerate(corpus.specs):
@@ -33,7 +33,9 @@ def check_corpus(recipe: Recipe, progress: Progress) -> tuple[Table, bool]:
     for reason, number in getattr(source, "left_out", {}).items():
         table.add_row(f"left out, {reason}", f"{number:,}")
     if counts:
-        table.add_row("tokens an item, least / median / most", f"{counts[0]} / {counts[len(counts) // 2]} / {counts[-1]}")
+        table.add_row(
+            "tokens an item, least / median / most", f"{counts[0]} / {counts[len(counts) // 2]} / {counts[-1]}"
+        )
         table.add_row("tokens in all", f"{sum(counts):,}")
     if source.sample_rate_hz:
         seconds = sum(s.shape[0] for i, s in corpus.specs.items() if source.name(i) not in corpus.broken)

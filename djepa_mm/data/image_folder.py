@@ -67,7 +67,7 @@ class ImageFolder:
             with Image.open(self.root / self.files[index]) as image:
                 media = to_media(ImageOps.exif_transpose(image), self.config.size, channels=3)
         except Exception as error:  # Pillow's readers meet broken files with nearly any exception
-            raise BrokenItem(f"{self.name(index)}: not a readable picture ({error})") from error
+            raise BrokenItem(f"not a readable picture ({error})") from error
         if self.config.flip and torch.rand(()) < 0.5:
             media = media.flip(-1)
         label = self.labels.get(self.files[index].parts[0])

@@ -94,7 +94,7 @@ class LJSpeech:
     def shape(self, index: int) -> tuple[int, ...]:
         clip = self.clips[index]
         if clip.broken:
-            raise BrokenItem(f"{clip.name}: {clip.broken}")
+            raise BrokenItem(clip.broken)
         return (-(-clip.frames * self.sample_rate_hz // clip.rate_hz),)
 
     def read(self, index: int) -> Item:
@@ -103,12 +103,12 @@ class LJSpeech:
         try:
             sound, rate_hz = soundfile.read(clip.path, dtype="float32", always_2d=True)  # (frames, channels)
         except (OSError, RuntimeError) as error:
-            raise BrokenItem(f"{clip.name}: not readable ({error})") from error
+            raise BrokenItem(f"not readable ({error})") from error
         if len(sound) != clip.frames:
-            raise BrokenItem(f"{clip.name}: cut short, {len(sound)} of {clip.frames} samples")
+            raise BrokenItem(f"cut short, {len(sound)} of {clip.frames} samples")
         waveform = torch.from_numpy(sound).mean(dim=1)
         if not waveform.isfinite().all():
-            raise BrokenItem(f"{clip.name}: samples that are not numbers")
+            raise BrokenItem("samples that are not numbers")
         if rate_hz != self.sample_rate_hz:
             from torchaudio.functional import resample
 

@@ -46,10 +46,17 @@ class Corpus:
     """
 
     def __init__(
-        self, source: Source, tokenizer: Tokenizer, make_condition: MakeCondition, config: BatchConfig, seed: int
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        make_condition: MakeCondition,
+        config: BatchConfig,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.source, self.tokenizer, self.make_condition = source, tokenizer, make_condition
-        self.config, self.seed = config, seed
+        self.config, self.seed, self.device = config, seed, torch.device(device)
         self.broken: dict[str, str] = {}
         self.specs: dict[int, MediaSpec] = {}  # by index; broken items are not in it
         self._cache: dict[int, tuple[Item, Tensor]] = {}
@@ -57,7 +64,7 @@ class Corpus:
             try:
                 make_condition.clean(source.text(index))
                 self.specs[index] = tokenizer.spec_of(source.shape(index))
-            except BrokenItem as error:
+            except (BrokenItem, UserError) as error:  # UserError: of a size that the tokenizer cannot take
                 self._report(index, str(error))
         if not self.specs:
             raise UserError(f"the corpus has no readable item among {len(source)}: {self._example()}")
@@ -86,7 +93,7 @@ class Corpus:
         for done, index in enumerate(self.specs):
             item = self.read(index)
             if item is not None:
-                tokens = self.tokenizer.encode(item.media[None])[0]
+                tokens = self.tokenizer.encode(item.media[None].to(self.device))[0].cpu()
                 light = Item(media=torch.empty(0), label=item.label, text=item.text)
                 self._cache[index] = (light, tokens)
             if progress is not None:
@@ -125,7 +132,7 @@ class Corpus:
         return batches
 
     def batches(self, start: Place) -> Iterator[tuple[TokenBatch, Place]]:
-        """Batches without end from a place on, each with the place that follows it."""
+        """Batches without end from a place on, tokens on the device, each with the place that follows it."""
         epoch, skip = start.epoch, start.batch
         while True:
             plan = self.plan(epoch)[skip:]
@@ -165,8 +172,8 @@ class Corpus:
             else:
                 alike[tuple(row.media.shape)].append(n)
         for group in alike.values():
-            tokens = self.tokenizer.encode(torch.stack([whole[n].media for n in group]))
-            encoded.update(zip(group, tokens, strict=True))
+            stack = torch.stack([whole[n].media for n in group]).to(self.device)
+            encoded.update(zip(group, self.tokenizer.encode(stack), strict=True))
         tokens = [encoded[n] for n in range(len(whole))]
         counts = [len(t) for t in tokens]
         return TokenBatch(
@@ -203,8 +210,13 @@ class Corpus:
             )
 
     def save_report(self, path: Path) -> None:
-        """JSON: how many items were used, and every broken one with its reason."""
-        report = {"items": len(self.source), "broken": len(self.broken), "reasons": self.broken}
+        """JSON: how many items there are, how many were left out and why, and every broken one with its reason."""
+        report = {
+            "items": len(self.source),
+            "left_out": getattr(self.source, "left_out", {}),
+            "broken": len(self.broken),
+            "reasons": self.broken,
+        }
         path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -147,7 +147,9 @@ def respaced(steps: int) -> list[int]:
 
 @cache
 def cosine_alpha_bar() -> Tensor:
-    """ᾱ of the cosine schedule, (1000,) float64: β_t = min(1 − f(t+1)/f(t), 0.999), f(t) = cos²((t + 0.008)/1.008·π/2)."""
+    """ᾱ of the cosine schedule, (1000,) float64 (Nichol & Dhariwal 2021, eq. 17).
+
+    β_t = min(1 − f(t+1) / f(t), 0.999) with f(t) = cos²((t + 0.008) / 1.008 · π/2)."""
     t = torch.linspace(0, 1, TRAIN_STEPS + 1, dtype=torch.float64)
     f = torch.cos((t + 0.008) / 1.008 * torch.pi / 2).square()
     return torch.cumprod(1 - (1 - f[1:] / f[:-1]).clamp_max(0.999), dim=0)

@@ -53,13 +53,13 @@ class DenoisingMLP(nn.Module):
         self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.output = nn.Linear(width, out_channels)
         self.apply(xavier_init)
-        for layer in (self.time.mlp[0], self.time.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
+        for layer in self.time.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
         # Modulation and output start at zero: every block is the identity, the first prediction is zero.
-        modulations = [block.modulation[-1] for block in self.blocks]
-        for layer in (*modulations, self.final_modulation[-1], self.output):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        zeroed = [*(block.get_submodule("modulation") for block in self.blocks), self.final_modulation, self.output]
+        for parameter in nn.ModuleList(zeroed).parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, time: Tensor, z: Tensor) -> Tensor:
         """x (M, C) noisy tokens, time (M,) in [0, 1000], z (M, D) -> (M, out_channels) fp32."""

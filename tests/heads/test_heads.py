@@ -123,7 +123,7 @@ HEADS = {
 }
 
 
-def fitted(kind: type, steps: int = 1200):  # noqa: ANN201
+def fitted(kind: type, steps: int = 1200):
     torch.manual_seed(0)
     options = {"time_sampling": "uniform"} if kind is FlowHead else {}
     head = kind(token_dim=2, feature_width=2, width=64, blocks=2, **options)
@@ -147,7 +147,7 @@ def trained() -> dict[type, torch.nn.Module]:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_heads_fit_a_known_mixture(trained: dict[type, torch.nn.Module], name: str) -> None:
-    """The energy distance to fresh samples is near that between two real sets, far below that of the wrong component."""
+    """The energy distance to fresh samples is near 0, as between two real sets, and not to the wrong component."""
     kind, options = HEADS[name]
     head = trained[kind]
     for key, value in options.items():
