@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -29,42 +30,29 @@ def awake(model: torch.nn.Module) -> None:
             parameter.add_(0.05 * torch.randn(parameter.shape))
 
 
+def build(conditioner: torch.nn.Module, positions: Positions, **options: Any) -> DJEPA:
+    model = DJEPA(
+        token_dim=CHANNELS,
+        size=Size(width=WIDTH, depth=2, heads=4),
+        positions=positions,
+        conditioner=conditioner,
+        head=FlowHead(token_dim=CHANNELS, feature_width=WIDTH, width=24, blocks=2, steps=4),
+        **options,
+    )
+    awake(model)
+    return model
+
+
 @pytest.fixture
 def picture_model() -> Callable[..., DJEPA]:
     """Class-conditional, learned positions on GRID."""
-
-    def build(**options: object) -> DJEPA:
-        model = DJEPA(
-            token_dim=CHANNELS,
-            size=Size(width=WIDTH, depth=2, heads=4),
-            positions=Positions(grid=GRID),
-            conditioner=ClassConditioner(3, WIDTH, 2),
-            head=FlowHead(token_dim=CHANNELS, feature_width=WIDTH, width=24, blocks=2, steps=4),
-            **options,  # type: ignore[arg-type]
-        )
-        awake(model)
-        return model
-
-    return build
+    return lambda **options: build(ClassConditioner(3, WIDTH, 2), Positions(grid=GRID), **options)
 
 
 @pytest.fixture
 def text_model() -> Callable[..., DJEPA]:
     """Text-conditional, rotary positions on t."""
-
-    def build(**options: object) -> DJEPA:
-        model = DJEPA(
-            token_dim=CHANNELS,
-            size=Size(width=WIDTH, depth=2, heads=4),
-            positions=Positions(axes=("t",)),
-            conditioner=TextConditioner(6, WIDTH, 2),
-            head=FlowHead(token_dim=CHANNELS, feature_width=WIDTH, width=24, blocks=2, steps=4),
-            **options,  # type: ignore[arg-type]
-        )
-        awake(model)
-        return model
-
-    return build
+    return lambda **options: build(TextConditioner(6, WIDTH, 2), Positions(axes=("t",)), **options)
 
 
 @pytest.fixture
