@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[1]
 def test_every_recipe_loads_and_builds(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
+    tokenizer = recipe.tokenizer.build()
     with torch.device("meta"):
-        model = build_model(recipe, recipe.tokenizer.build(), 10)
+        model = build_model(recipe, tokenizer, 10)
     assert sum(p.numel() for p in model.online.parameters()) > 1e6
     assert build_sampler(recipe).steps == recipe.sample.steps
 

@@ -18,6 +18,9 @@ from djepa_mm.heads.mlp import DenoisingMLP
 
 DiffusionSolver = Literal["ddpm", "dpm-solver++"]
 TRAIN_STEPS = 1000
+# Near pure noise ᾱ is 1e-9, and the slightest error of ε becomes a huge x̂. Tokens have unit variance, so x̂ beyond this
+# is wrong for sure; without the bound a head that is not fully trained runs away.
+LARGEST_TOKEN = 10.0
 SCHEDULE = {"num_train_timesteps": TRAIN_STEPS, "beta_schedule": "squaredcos_cap_v2"}
 
 
@@ -113,7 +116,8 @@ class Posterior:
         self.beta = 1 - alpha_bar / previous
 
     def denoised(self, x_t: Tensor, epsilon: Tensor) -> Tensor:
-        return (x_t - (1 - self.alpha_bar).sqrt() * epsilon) / self.alpha_bar.sqrt()
+        x = (x_t - (1 - self.alpha_bar).sqrt() * epsilon) / self.alpha_bar.sqrt()
+        return x.clamp(-LARGEST_TOKEN, LARGEST_TOKEN)
 
     def mean(self, x: Tensor, x_t: Tensor) -> Tensor:
         weight_x = self.previous.sqrt() * self.beta / (1 - self.alpha_bar)
@@ -159,4 +163,7 @@ def dpm_solver() -> Any:
     """DPM-Solver++ of second order on the training schedule."""
     from diffusers.schedulers import DPMSolverMultistepScheduler  # seconds to import
 
-    return DPMSolverMultistepScheduler(**SCHEDULE, algorithm_type="dpmsolver++", final_sigmas_type="zero")
+    # lambda_min_clipped leaves out the noisiest steps, for the reason that LARGEST_TOKEN has; -5.1 is diffusers' advice
+    return DPMSolverMultistepScheduler(
+        **SCHEDULE, algorithm_type="dpmsolver++", final_sigmas_type="zero", lambda_min_clipped=-5.1
+    )
