@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -30,6 +30,8 @@ recipes_app = typer.Typer(
 data_app = typer.Typer(help="Fetch or make a corpus; check one.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes", rich_help_panel=None)
 app.add_typer(data_app, name="data")
+
+MOST_PATHS = 20  # that generate prints; of more, only the sheet and the folder
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a packaged recipe.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one checkpoint in it.")]
@@ -97,8 +99,12 @@ def generate(
     with _bar("generating") as progress:
         media = generation(requests, sampler=sampler, batch_size=batch, progress=progress)
     folder = out or (run if run.name == "generated" else run / "generated")
-    for path in write_media(generation, requests, media, folder):
+    with _bar("writing") as progress:
+        paths = list(_counted(write_media(generation, requests, media, folder), len(media) + 1, progress))
+    for path in paths if len(paths) <= MOST_PATHS else paths[-1:]:
         typer.echo(path)
+    if len(paths) > MOST_PATHS:
+        typer.echo(f"{len(media)} files in {folder}")
 
 
 @app.command()
@@ -124,7 +130,7 @@ def doctor() -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the runs and the page.")] = Path("demo"),
-    minutes: Annotated[float, typer.Option(min=0.1, help="Training time, shared out over the recipes.")] = 5.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Training time, shared out over the recipes.")] = 4.5,
     device: DeviceOption = "auto",
 ) -> None:
     """Train the embedded recipes shortly, generate, and write one HTML page to look at and listen to."""
@@ -256,6 +262,12 @@ def _read_prompts(path: Path) -> list[str]:
     if not texts:
         raise UserError(f"--prompts {path}: holds no text; write one a line")
     return texts
+
+
+def _counted(items: Iterable[Path], total: int, progress: Callable[[int, int], None]) -> Iterator[Path]:
+    for done, item in enumerate(items, start=1):
+        progress(done, total)
+        yield item
 
 
 @contextmanager

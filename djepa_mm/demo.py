@@ -29,7 +29,7 @@ class Act:
 
 ACTS = (
     Act("digits", 0.3, "Handwritten digits, ten of each class"),
-    Act("spoken-digits", 0.7, "Spoken digits, texts that the model was not trained on among them"),
+    Act("spoken-digits", 0.7, "Spoken digits, text to speech"),
 )
 
 PAGE = """<!doctype html>

@@ -10,7 +10,6 @@ import torch
 from PIL import Image, ImageOps
 from pydantic import Field, PositiveInt
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
 from djepa_mm.types import BrokenItem, Item, SourceConfig, UserError
 
@@ -79,6 +78,8 @@ def to_media(image: Image.Image, size: tuple[int, int], channels: Literal[1, 3])
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    from torchvision.transforms.functional import pil_to_tensor  # a second to import
+
     height, width = size
     image = ImageOps.fit(image.convert("RGB" if channels == 3 else "L"), (width, height), Image.Resampling.BICUBIC)
     return pil_to_tensor(image).float() / 127.5 - 1

@@ -288,7 +288,6 @@ def test_broken_clips_stay_and_are_named(tmp_path: Path) -> None:
         "nan": "not numbers",
     }.items():
         assert reason in reasons[name]
-        assert reasons[name].startswith(name)
     with pytest.raises(BrokenItem):
         source.shape(3)  # known before anything is read
 
