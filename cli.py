@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -87,9 +88,10 @@ def generate(
 ) -> None:
     """Generate from a trained run: a file an item, and a sheet of all."""
     from djepa_mm.generate import Generation, with_sampling, write_media
-    from djepa_mm.recipe import check_finite
 
-    check_finite(seconds=seconds, guidance=guidance, temperature=temperature)
+    for name, value in {"seconds": seconds, "guidance": guidance, "temperature": temperature}.items():
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"--{name} {value}: expected a finite number")
     if text is not None and prompts is not None:
         raise UserError("--text and --prompts: give one of the two")
     texts = [text] if text is not None else _read_prompts(prompts) if prompts is not None else []

@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
-import math
 import pkgutil
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -296,7 +296,7 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    __import__("re").compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
 )
 
@@ -432,10 +432,3 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 def _tags(model: type[BaseModel]) -> set[str]:
     fields = (model.model_fields.get(name) for name in ("kind", "source"))
     return {tag for f in fields if f is not None for tag in get_args(f.annotation)}
-
-
-def check_finite(**values: float | None) -> None:
-    """UserError for an option that is not a finite number."""
-    for name, value in values.items():
-        if value is not None and not math.isfinite(value):
-            raise UserError(f"--{name} {value}: expected a finite number")

@@ -5,6 +5,7 @@ B batch, N tokens, C token channels, D model width, L condition tokens.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -198,8 +199,8 @@ class Head(Protocol):
 class SourceConfig(Config):
     """Base of a recipe's `data` section, defined beside the source that it builds."""
 
-    def build(self) -> Source:
-        raise NotImplementedError  # abstract; every source has its own
+    @abstractmethod
+    def build(self) -> Source: ...
 
     def fetch(self, progress: Progress) -> str:
         """Download or make the corpus -> what was done, in a line. Raises UserError where that cannot be done here."""

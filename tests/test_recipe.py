@@ -71,11 +71,36 @@ def test_overrides(tmp_path: Path) -> None:
     assert (recipe.optim.lr, recipe.model.width, recipe.optim.minutes, recipe.run.texts) == (1e-4, 64, None, ("a", "b"))
 
 
+MINE = """
+name: digits
+data:
+  source: digits
+tokenizer:
+  kind: patches
+  patch: 2
+  channels: 1
+  size: [8, 8]
+condition:
+  kind: class
+  buffer_tokens: 4
+model:
+  preset: tiny
+head:
+  kind: flow
+optim:
+  steps: 1500
+  lr: 1e-3
+batch:
+  size: 64
+sample:
+  steps: 16
+"""
+
+
 def mistake(tmp_path: Path, old: str, new: str, *overrides: str) -> str:
     path = tmp_path / "mine.yaml"
-    text = (ROOT / "recipes" / "digits.yaml").read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
+    assert old in MINE
+    path.write_text(MINE.replace(old, new))
     with pytest.raises(UserError) as caught:
         load_recipe(path, overrides)
     message = str(caught.value)
@@ -117,7 +142,7 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, old: str, new: str,
         ("optim.lr", ["optim.lr", "section.key=value"]),
         ("optim.lr=-1", ["optim.lr", "-1", "greater than 0"]),
         ("name.x=1", ["'name'", "holds a value"]),
-        ("model.heads=3", ["128", "3"]),
+        ("model.heads=5", ["192", "5"]),
         ("mask.low=0.9 ", ["mask"]),
         ("optim.lr=[", ["optim.lr"]),
     ],
