@@ -114,7 +114,13 @@ class Trainer:
         window, window_began = [], time.monotonic()
         with interrupted as stop, self._bar("training", self.progress) as advance, board:
             while not self.done and not stop:
-                losses, norm = self._one_step(batches)
+                try:
+                    losses, norm = self._one_step(batches)
+                except UserError:  # too much broken data, or a gradient that is not finite: keep what was learned
+                    self.corpus.save_report(self.out / "report.json")
+                    if self.step:
+                        self.save()
+                    raise
                 self.seconds = time.monotonic() - began
                 advance(self.progress)
                 window.append(torch.stack([losses.generation.detach(), losses.prediction.detach(), norm]))
@@ -297,7 +303,12 @@ def train(recipe: Recipe, out: Path, *, resume: bool, device: torch.device, cons
     """Train a recipe in the run folder `out`. Raises UserError where it holds a run already, or none to resume."""
     if not resume and checkpoints(out / "checkpoints"):
         raise UserError(f"{out}: holds a run already; go on with it: --resume, or choose another folder: --out")
-    return Trainer(recipe, out, resume=resume, device=device, console=console).run()
+    try:
+        return Trainer(recipe, out, resume=resume, device=device, console=console).run()
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{device} is out of memory: lower batch.size ({recipe.batch.size}) or batch.tokens ({recipe.batch.tokens})"
+        ) from None
 
 
 def parameter_groups(model: DJEPA, weight_decay: float) -> list[dict[str, Any]]:

@@ -139,6 +139,21 @@ def test_a_truncated_picture_is_skipped_and_named(tmp_path: Path) -> None:
     assert Generation.load(out).classes == ("a", "b")
 
 
+def test_a_run_that_meets_too_much_broken_data_keeps_what_it_learned(tmp_path: Path, corpus: Path) -> None:
+    """Files that break after the run has begun."""
+    recipe = small("ljspeech", f"data.root={corpus}", "optim.steps=50", "batch.cache=false", "batch.size=4")
+    trainer = Trainer(recipe, tmp_path / "run", resume=False, device=CPU, console=QUIET)
+    for n in range(0, 20, 4):
+        path = corpus / "wavs" / f"c{n}.wav"
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match="max_broken_share"):
+        trainer.run()
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["broken"] == 2
+    assert [p.name for p in checkpoints(tmp_path / "run" / "checkpoints")] == [f"step-{trainer.step:08d}"][
+        : trainer.step
+    ]
+
+
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     out = run(small("digits", "optim.steps=1"), tmp_path / "run")
     with pytest.raises(UserError, match="--resume"):
