@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 AXES = ("t", "h", "w")
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (B, 1, S, F)
@@ -26,7 +27,8 @@ class LearnedPositions(nn.Module):
         """(B, S, 3) grid coordinates -> (B, S, D)."""
         t, h, w = positions.long().unbind(-1)  # each (B, S)
         _, height, width = self.grid
-        return self.table[(t * height + h) * width + w]
+        # not self.table[…]: its gradient adds up in an order that varies with the threads, so runs would not repeat
+        return functional.embedding((t * height + h) * width + w, self.table)
 
 
 class RotaryPositions(nn.Module):
