@@ -30,7 +30,7 @@ from djepa_mm.checkpoint import Checkpoint, checkpoints, find_checkpoint, read_s
 from djepa_mm.conditions import TextLength
 from djepa_mm.data.loading import Corpus, Place
 from djepa_mm.djepa import DJEPA, Losses
-from djepa_mm.generate import TOKENIZER, Generation, load_weights, sheet
+from djepa_mm.generate import TOKENIZER, Generation, Request, load_weights, sheet
 from djepa_mm.recipe import OptimConfig, Recipe, dump_recipe
 from djepa_mm.types import Source, Tokenizer, UserError
 
@@ -77,6 +77,8 @@ class Trainer:
             self._load(find_checkpoint(out))
         else:
             self.corpus.fit_tokenizer()
+        for request in self._examples():  # a text that cannot be sampled is a mistake to hear of now, not after hours
+            self.generation.check(request)
         if recipe.batch.cache:
             with self._bar("tokenizing") as advance:
                 self.corpus.fill_cache(lambda done, total: advance(done / total))
@@ -234,8 +236,7 @@ class Trainer:
 
     def sample(self) -> None:
         """Write what the averaged weights give now: a sheet, and a file an item where it is not a picture."""
-        run = self.recipe.run
-        requests = self.generation.examples(run.samples, run.texts, run.seed)
+        requests = self._examples()
         if not requests:
             return
         with torch.random.fork_rng(devices=[]):
@@ -247,6 +248,10 @@ class Trainer:
         if tokenizer.suffix != ".png":
             for n, item in enumerate(media):
                 tokenizer.save(item, folder / f"{stem}-{n:02d}{tokenizer.suffix}")
+
+    def _examples(self) -> list[Request]:
+        run = self.recipe.run
+        return self.generation.examples(run.samples, run.texts, run.seed)
 
     # --- checkpoints
 

@@ -153,3 +153,13 @@ def test_pickled_weights_need_permission(vae: tuple[str, AutoencoderKL], tmp_pat
     with pytest.raises(UserError, match="allow_pickle"):
         tokenizer(str(tmp_path)).encode(torch.zeros(1, 3, 16, 32))
     assert tokenizer(str(tmp_path), allow_pickle=True).encode(torch.zeros(1, 3, 16, 32)).shape == (1, 128, 3)
+
+
+def test_given_sizes_spare_the_reading_and_are_checked_at_the_first_picture(
+    vae: tuple[str, AutoencoderKL], pictures: torch.Tensor
+) -> None:
+    folder, _ = vae
+    assert tokenizer("not/downloaded/yet", channels=3, stride=2).token_dim == 3
+    assert tokenizer(folder, channels=3, stride=2).encode(pictures).shape == (2, 8 * 16, 3)
+    with pytest.raises(UserError, match=r"has 3 channels and stride 2, but .* say 4 and 2"):
+        tokenizer(folder, channels=4, stride=2).encode(pictures)
