@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import soundfile
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch.nn import functional
 
 from djepa_mm.types import BrokenItem, Item, Progress, SourceConfig, UserError
@@ -28,6 +29,10 @@ class LJSpeechConfig(SourceConfig):
     max_duration_s: PositiveFloat = 12.0
     limit: PositiveInt | None = None
     """Keep only the first clips within the range."""
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the sentences that are kept for evaluation; by the letters alone, so the same sentence is on one side."""
+    split: Literal["train", "held-out"] = "train"
+    """Which side of `held_out` to read."""
 
     def build(self) -> LJSpeech:
         return LJSpeech(self)
@@ -71,6 +76,8 @@ class LJSpeech:
             if len(self.clips) == config.limit:
                 break
             clip = _clip(root / "wavs", f"metadata.csv line {number}", line)
+            if clip.text is not None and is_held_out(clip.text, config.held_out) != (config.split == "held-out"):
+                continue
             duration_s = clip.frames / clip.rate_hz
             if clip.broken is None and duration_s < config.min_duration_s:
                 self.left_out[short] += 1
@@ -116,6 +123,12 @@ class LJSpeech:
             # torchaudio rounds the length in float32, so on long clips it can be a sample off the exact one.
             waveform = functional.pad(waveform, (0, samples - len(waveform)))
         return Item(media=waveform, text=clip.text)
+
+
+def is_held_out(text: str, share: float) -> bool:
+    """Whether a sentence belongs to the held-out share, by the SHA-1 of its letters: the same wherever it stands."""
+    letters = "".join(c for c in text.lower() if c.isalpha())
+    return int(hashlib.sha1(letters.encode()).hexdigest(), 16) % 1000 < share * 1000
 
 
 def _clip(wavs: Path, where: str, line: bytes) -> _Clip:
