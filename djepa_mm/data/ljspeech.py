@@ -85,6 +85,10 @@ class LJSpeech:
                 self.left_out[long] += 1
             else:
                 self.clips.append(clip)
+        if not self.clips and not any(self.left_out.values()):
+            raise UserError(
+                f"data.root: no clip of {config.root!r} is on the side {config.split!r}; data.held_out is {config.held_out:g}"
+            )
         if all(clip.broken for clip in self.clips):
             why = self.clips[0].broken if self.clips else ", ".join(f"{n} {what}" for what, n in self.left_out.items())
             raise UserError(f"data.root: no usable clip in {config.root!r} ({why}); check it and data.max_duration_s")
@@ -128,7 +132,7 @@ class LJSpeech:
 def is_held_out(text: str, share: float) -> bool:
     """Whether a sentence belongs to the held-out share, by the SHA-1 of its letters: the same wherever it stands."""
     letters = "".join(c for c in text.lower() if c.isalpha())
-    return int(hashlib.sha1(letters.encode()).hexdigest(), 16) % 1000 < share * 1000
+    return int(hashlib.sha1(f"held out? {letters}".encode()).hexdigest(), 16) % 1000 < share * 1000
 
 
 def _clip(wavs: Path, where: str, line: bytes) -> _Clip:
