@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from djepa_mm.conditions import ClassConditioner, TextConditioner, Vocabulary, class_condition, text_condition
+from djepa_mm.conditions import ClassConditioner, Pace, TextConditioner, Vocabulary, class_condition, text_condition
 from djepa_mm.djepa import DJEPA, Positions, Size
 from djepa_mm.heads.diffusion import DiffusionHead
 from djepa_mm.heads.flow import FlowHead
@@ -42,6 +42,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, num_classes: int) -> DJEPA
             heads=model.size("heads"),
             mlp_ratio=model.mlp_ratio,
             dropout=model.dropout,
+            streams=model.streams,
         ),
         positions=Positions(grid=grid, axes=model.axes if grid is None else None),
         conditioner=conditioner,
@@ -75,8 +76,9 @@ def build_sampler(recipe: Recipe) -> Sampler:
 class Conditions:
     """Turns items into the recipe's kind of condition."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, pace: Pace | None = None) -> None:
         config = recipe.condition
+        self.pace = pace  # of texts; `Pace.fit` gives it to a new run
         self.vocabulary: Vocabulary | None = None
         if isinstance(config, TextConditionConfig):
             self.vocabulary = Vocabulary(config.characters, config.lowercase)
@@ -86,7 +88,10 @@ class Conditions:
         """For items and the token counts of their media."""
         if self.vocabulary is None:
             return class_condition([item.label or 0 for item in items])
-        return text_condition([self.vocabulary.encode(item.text or "") for item in items], num_tokens, self.layout)
+        assert self.pace is not None
+        return text_condition(
+            [self.vocabulary.encode(item.text or "") for item in items], num_tokens, self.layout, self.pace
+        )
 
     def clean(self, text: str | None) -> str | None:
         """A corpus' text without the characters that the model does not know. Raises BrokenItem where none is left."""

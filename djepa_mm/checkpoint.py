@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `step-00001000` with
     recipe.yaml             the resolved recipe
-    state.json              step, place in the data, class names, the text-length line
+    state.json              step, place in the data, class names, the pace of texts
     averaged.safetensors    averaged weights and the tokenizer's statistics: all that generation reads
     online.safetensors      online weights
     training.safetensors    optimiser state and random states
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from djepa_mm.types import UserError
 
-FORMAT = 1
+FORMAT = 2
 FILES = ("averaged", "online", "training")
 
 
@@ -95,8 +95,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from None
-    if state.get("format") != FORMAT:
-        raise UserError(f"{path}: format {state.get('format')!r}, and this version reads {FORMAT}: upgrade djepa-mm")
+    if (found := state.get("format")) != FORMAT:
+        advice = "upgrade djepa-mm" if isinstance(found, int) and found > FORMAT else "train again"
+        raise UserError(f"{path}: format {found!r}, and this version of djepa-mm reads {FORMAT}: {advice}")
     return state
 
 

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from djepa_mm.types import Condition, UserError
 
-TextLayout = Literal["stretched", "plain"]
+TextLayout = Literal["paced", "stretched", "plain"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,21 +77,23 @@ def class_condition(labels: Sequence[int]) -> Condition:
     return Condition(ids=ids, valid=torch.ones_like(ids, dtype=torch.bool), positions=torch.zeros(len(labels), 1, 3))
 
 
-def text_condition(ids: Sequence[Tensor], num_tokens: Sequence[int], layout: TextLayout) -> Condition:
+def text_condition(texts: Sequence[Tensor], num_tokens: Sequence[int], layout: TextLayout, pace: Pace) -> Condition:
     """Texts of a batch, each (L_b,) int64, padded.
 
-    Layout `stretched` lays a text evenly along the time axis of its media's tokens, which gives their alignment a
-    good start; `plain` counts 0, 1, 2, …
+    Layout `paced` lays the symbols along the time axis of their media's tokens, each as far as it is expected to last;
+    `stretched` lays them there evenly; `plain` counts 0, 1, 2, … The first two give the alignment a good start.
     """
     positions = []
-    for text, tokens in zip(ids, num_tokens, strict=True):
+    for text, tokens in zip(texts, num_tokens, strict=True):
         place = torch.arange(len(text), dtype=torch.float32)
-        if layout == "stretched":
+        if layout == "paced":
+            place = pace.centres(text) * tokens - 0.5
+        elif layout == "stretched":
             place = (place + 0.5) * tokens / len(text) - 0.5
         positions.append(torch.stack([place, torch.zeros_like(place), torch.zeros_like(place)], dim=-1))
-    lengths = torch.tensor([len(text) for text in ids])
+    lengths = torch.tensor([len(text) for text in texts])
     return Condition(
-        ids=pad_sequence(list(ids), batch_first=True),
+        ids=pad_sequence(list(texts), batch_first=True),
         valid=torch.arange(int(lengths.max())) < lengths[:, None],
         positions=pad_sequence(positions, batch_first=True),
     )
@@ -128,19 +130,57 @@ class Vocabulary:
 
 
 @dataclass(frozen=True, slots=True)
-class TextLength:
-    """How many media tokens a text takes: a straight line fitted to the corpus."""
+class Pace:
+    """How many media tokens each symbol of a text is expected to take; fitted to the corpus.
 
-    tokens_per_character: float
-    tokens_at_start: float
+    per_symbol: by the symbol's number in the vocabulary. margin: at the two ends of an item together.
+    """
+
+    per_symbol: tuple[float, ...]
+    margin: float = 0.0
 
     @classmethod
-    def fit(cls, characters: Sequence[int], num_tokens: Sequence[int]) -> TextLength:
-        """Least squares over the corpus; through the mean alone where all texts are of one length."""
-        x, y = torch.tensor([characters, num_tokens], dtype=torch.float64)
-        spread = ((x - x.mean()) ** 2).sum()
-        slope = float(((x - x.mean()) * (y - y.mean())).sum() / spread) if spread else float(y.mean() / x.mean())
-        return cls(slope, float(y.mean()) - slope * float(x.mean()))
+    def fit(cls, texts: Sequence[Tensor], num_tokens: Sequence[int], vocabulary_size: int) -> Pace:
+        """Least squares of the lengths on how often each symbol occurs, no symbol below zero.
 
-    def __call__(self, characters: int) -> int:
-        return max(1, round(self.tokens_at_start + self.tokens_per_character * characters))
+        First a straight line on the number of symbols, then each symbol's difference from it by ridge regression,
+        whose strength is the line's residual variance over its squared slope: rare symbols stay near the line.
+        """
+        counts = torch.stack([torch.bincount(t, minlength=vocabulary_size) for t in texts]).double()  # (items, symbols)
+        y = torch.tensor(num_tokens, dtype=torch.float64)
+        x = counts.sum(1)
+        spread = ((x - x.mean()) ** 2).sum()
+        slope = ((x - x.mean()) * (y - y.mean())).sum() / spread if spread else y.mean() / x.mean()
+        slope = slope.clamp_min(1e-3)
+        margin = (y.mean() - slope * x.mean()).clamp_min(0.0)
+        residual = y - margin - slope * x
+        strength = (residual.square().mean() / slope**2).clamp_min(1e-6)
+        symbols = slope.expand(vocabulary_size).clone()
+        free = torch.ones(vocabulary_size, dtype=torch.bool)
+        while free.any():
+            known = torch.where(free, slope, symbols)
+            part = counts[:, free]
+            system = part.T @ part + strength * torch.eye(int(free.sum()), dtype=torch.float64)
+            symbols = known.clone()
+            symbols[free] += torch.linalg.solve(system, part.T @ (y - margin - counts @ known))
+            below = free & (symbols < 0)
+            if not below.any():
+                break
+            symbols[below] = 0.0  # and solve again for the others
+            free &= ~below
+        return cls(tuple(symbols.tolist()), float(margin))
+
+    def tokens(self, text: Tensor) -> float:
+        """(L,) int64 -> media tokens, at least 1."""
+        return max(1.0, self.margin + float(self._widths(text).sum()))
+
+    def centres(self, text: Tensor) -> Tensor:
+        """(L,) int64 -> (L,) the middle of each symbol as a share of the item's length, rising from 0 to 1."""
+        widths = self._widths(text)
+        total = self.margin + widths.sum()
+        if total <= 0:
+            return (torch.arange(len(text)) + 0.5) / len(text)
+        return (self.margin / 2 + widths.cumsum(0) - widths / 2) / total
+
+    def _widths(self, text: Tensor) -> Tensor:
+        return torch.tensor(self.per_symbol)[text]

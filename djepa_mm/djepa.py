@@ -9,6 +9,7 @@ B batch, N tokens, C token channels, D model width, V visible tokens, L conditio
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from djepa_mm.averaging import update_average
 from djepa_mm.conditions import ConditionTokens
 from djepa_mm.masking import MaskRatio, draw_mask
-from djepa_mm.nn.blocks import Transformer, xavier_init
+from djepa_mm.nn.blocks import Streams, Transformer, xavier_init
 from djepa_mm.nn.positions import LearnedPositions, RotaryPositions
 from djepa_mm.types import Condition, Head, TokenBatch
 
@@ -37,6 +38,7 @@ class Size:
     heads: int
     mlp_ratio: float = 4.0
     dropout: float = 0.0
+    streams: Streams = "one"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +75,7 @@ class Stack(nn.Module):
         super().__init__()
         self.learned = LearnedPositions(positions.grid, size.width) if positions.grid else None
         self.rotary = RotaryPositions(size.width // size.heads, positions.axes) if positions.axes else None
-        self.transformer = Transformer(
-            width=size.width, depth=size.depth, heads=size.heads, mlp_ratio=size.mlp_ratio, dropout=size.dropout
-        )
+        self.transformer = Transformer(**dataclasses.asdict(size))
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """Add learned positions (B, S, 3) to tokens (B, S, D), where they are learned."""
@@ -88,7 +88,7 @@ class Stack(nn.Module):
         if self.rotary is not None:
             rotary = self.rotary(torch.cat([condition.positions, positions], dim=1))
         x = torch.cat([lead, x], dim=1)
-        return self.transformer(x, None if bool(valid.all()) else valid, rotary)
+        return self.transformer(x, lead.shape[1], None if bool(valid.all()) else valid, rotary)
 
 
 class ContextEncoder(nn.Module):

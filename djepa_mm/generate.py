@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from djepa_mm.build import Conditions, build_model, build_sampler, count_classes
 from djepa_mm.checkpoint import find_checkpoint, read_state, read_tensors
-from djepa_mm.conditions import TextLength
+from djepa_mm.conditions import Pace
 from djepa_mm.djepa import DJEPA
 from djepa_mm.recipe import Recipe, load_recipe
 from djepa_mm.sampler import Sampler
@@ -42,11 +42,10 @@ class Generation:
     """A trained model with what turns requests into media and media into files."""
 
     def __init__(
-        self, recipe: Recipe, model: DJEPA, tokenizer: Tokenizer, classes: Sequence[str], length: TextLength | None
+        self, recipe: Recipe, model: DJEPA, tokenizer: Tokenizer, classes: Sequence[str], conditions: Conditions
     ) -> None:
         self.recipe, self.model, self.tokenizer = recipe, model, tokenizer
-        self.classes, self.length = tuple(classes), length
-        self.conditions = Conditions(recipe)
+        self.classes, self.conditions = tuple(classes), conditions
         self.sampler = build_sampler(recipe)
 
     @classmethod
@@ -64,8 +63,8 @@ class Generation:
         weights = {k: v for k, v in tensors.items() if not k.startswith(TOKENIZER)}
         load_weights(model.averaged, weights, f"{checkpoint / 'averaged.safetensors'}", assign=True)
         model.averaged.to(device)  # the online networks stay without memory: nothing here trains
-        length = TextLength(**state["length"]) if state["length"] else None
-        return cls(recipe, model, tokenizer, state["classes"], length)
+        pace = Pace(**state["pace"]) if state["pace"] else None
+        return cls(recipe, model, tokenizer, state["classes"], Conditions(recipe, pace))
 
     # --- requests
 
@@ -80,10 +79,10 @@ class Generation:
 
     def spec(self, request: Request) -> MediaSpec:
         """Size of the media to generate: of the given duration, else as long as the text takes. Raises UserError."""
-        if self.conditions.vocabulary is None or request.duration_s is not None:
+        vocabulary, pace = self.conditions.vocabulary, self.conditions.pace
+        if vocabulary is None or pace is None or request.duration_s is not None:
             return self.tokenizer.spec_for(duration_s=request.duration_s)
-        assert self.length is not None
-        return self.tokenizer.spec_for(num_tokens=self.length(len(request.text or "")))
+        return self.tokenizer.spec_for(num_tokens=round(pace.tokens(vocabulary.encode(request.text or ""))))
 
     def check(self, request: Request) -> None:
         """Raises UserError for a request that this model cannot fulfil."""

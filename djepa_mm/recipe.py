@@ -65,8 +65,8 @@ class TextConditionConfig(Config):
     """Every character that the model knows. Others are left out of training texts and refused in generation."""
     lowercase: bool = True
     """Fold texts to lower case."""
-    layout: Literal["stretched", "plain"] = "stretched"
-    """Lay the characters evenly along the media's time axis, or count them 0, 1, 2, …"""
+    layout: Literal["paced", "stretched", "plain"] = "paced"
+    """Lay the symbols along the media's time axis, each as long as it is expected to last or evenly; or count them."""
     buffer_tokens: PositiveInt = 4
     """Learned tokens at the head of the context encoder's sequence."""
     drop: Probability = 0.1
@@ -83,6 +83,8 @@ class ModelConfig(Config):
     mlp_ratio: PositiveFloat = 4.0
     dropout: Probability = 0.0
     """In attention, projections and MLPs."""
+    streams: Literal["one", "two"] = "one"
+    """One set of weights for the whole sequence, or one for the condition and one for the media (for texts)."""
     positions: Literal["learned", "rotary"] = "learned"
     """A learned table over the tokenizer's fixed grid, or rotary angles."""
     axes: Annotated[tuple[Literal["t", "h", "w"], ...], Field(min_length=1)] = ("t", "h", "w")

@@ -27,7 +27,7 @@ from torch import Tensor
 from djepa_mm.averaging import warmed_decay
 from djepa_mm.build import Conditions, build_model, count_classes
 from djepa_mm.checkpoint import Checkpoint, checkpoints, find_checkpoint, read_state, read_tensors, save_checkpoint
-from djepa_mm.conditions import TextLength
+from djepa_mm.conditions import Pace
 from djepa_mm.data.loading import Corpus, Place
 from djepa_mm.djepa import DJEPA, Losses
 from djepa_mm.generate import TOKENIZER, Generation, Request, load_weights, sheet
@@ -63,8 +63,11 @@ class Trainer:
             self.model = build_model(recipe, tokenizer, count_classes(recipe, len(source.classes)))
         conditions = Conditions(recipe)
         self.corpus = Corpus(source, tokenizer, conditions, recipe.batch, seed=recipe.run.seed, device=device)
-        length = TextLength.fit(*self.corpus.text_lengths()) if conditions.vocabulary else None
-        self.generation = Generation(recipe, self.model, tokenizer, source.classes, length)
+        if conditions.vocabulary is not None:
+            texts, counts = self.corpus.texts()
+            encoded = [conditions.vocabulary.encode(text) for text in texts]
+            conditions.pace = Pace.fit(encoded, counts, len(conditions.vocabulary.characters))
+        self.generation = Generation(recipe, self.model, tokenizer, source.classes, conditions)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, recipe.optim.weight_decay),
             lr=recipe.optim.lr,
@@ -275,7 +278,7 @@ class Trainer:
                 "seconds": self.seconds,
                 "place": dataclasses.asdict(self.place),
                 "classes": list(generation.classes),
-                "length": dataclasses.asdict(generation.length) if generation.length else None,
+                "pace": dataclasses.asdict(generation.conditions.pace) if generation.conditions.pace else None,
             },
             averaged=averaged,
             online=self.model.online.state_dict(),

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from djepa_mm.conditions import ClassConditioner, TextConditioner, class_condition, text_condition
+from djepa_mm.conditions import ClassConditioner, Pace, TextConditioner, class_condition, text_condition
 from djepa_mm.djepa import DJEPA, Positions, Size
 from djepa_mm.heads.flow import FlowHead
+from djepa_mm.nn.blocks import Streams
 from djepa_mm.types import MediaSpec, TokenBatch
 
 GRID = (1, 3, 4)
@@ -30,10 +31,10 @@ def awake(model: torch.nn.Module) -> None:
             parameter.add_(0.05 * torch.randn(parameter.shape))
 
 
-def build(conditioner: torch.nn.Module, positions: Positions, **options: Any) -> DJEPA:
+def build(conditioner: torch.nn.Module, positions: Positions, streams: Streams = "one", **options: Any) -> DJEPA:
     model = DJEPA(
         token_dim=CHANNELS,
-        size=Size(width=WIDTH, depth=2, heads=4),
+        size=Size(width=WIDTH, depth=2, heads=4, streams=streams),
         positions=positions,
         conditioner=conditioner,
         head=FlowHead(token_dim=CHANNELS, feature_width=WIDTH, width=24, blocks=2, steps=4),
@@ -78,6 +79,9 @@ def text_batch() -> TokenBatch:
         positions=positions * valid[..., None],
         valid=valid,
         condition=text_condition(
-            [torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5, 1, 2]), torch.tensor([5])], counts, "stretched"
+            [torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5, 1, 2]), torch.tensor([5])],
+            counts,
+            "paced",
+            Pace(per_symbol=(1.0, 2.0, 0.5, 3.0, 0.0, 1.0), margin=1.0),
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -156,10 +157,29 @@ def test_training_mode_leaves_the_averages_in_evaluation(picture_model: Build) -
     assert not any(module.training for module in model.averaged.modules())
 
 
-@pytest.mark.parametrize("layout", ["stretched", "plain"])
-def test_text_positions(layout: str) -> None:
-    from djepa_mm.conditions import text_condition
+def test_two_streams_have_weights_of_their_own(text_model: Build, text_batch: TokenBatch) -> None:
+    one, two = text_model(), text_model(streams="two")
+    blocks = [sum(p.numel() for p in model.online.encoder.stack.transformer.blocks.parameters()) for model in (one, two)]
+    assert blocks[1] == 2 * blocks[0]
+    two.loss(text_batch, rng()).total.backward()
+    for name, parameter in two.online.encoder.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
-    condition = text_condition([torch.arange(4)], [8], layout)  # type: ignore[arg-type]
-    expected = [0.5, 2.5, 4.5, 6.5] if layout == "stretched" else [0.0, 1.0, 2.0, 3.0]
-    assert condition.positions[0, :, 0].tolist() == expected
+
+def test_two_streams_with_the_same_weights_are_one(text_model: Build, text_batch: TokenBatch) -> None:
+    one, two = text_model(), text_model(streams="two")
+    weights = one.state_dict()
+
+    def shared(key: str) -> torch.Tensor:
+        return weights[key.replace(".condition.", ".").replace(".media.", ".") if ".blocks." in key else key]
+
+    two.load_state_dict({key: shared(key) for key in two.state_dict()})
+    torch.testing.assert_close(two.loss(text_batch, rng()).total, one.loss(text_batch, rng()).total)
+
+
+def test_two_streams_attend_jointly(text_model: Build, text_batch: TokenBatch) -> None:
+    model, b = text_model(streams="two"), text_batch
+    known = torch.zeros_like(b.valid)
+    z = model.features(b.tokens, b.positions, known, b.valid, b.condition)
+    other = dataclasses.replace(b.condition, ids=(b.condition.ids + 1) % 6)
+    assert (model.features(b.tokens, b.positions, known, b.valid, other) - z).abs().max() > 1e-3

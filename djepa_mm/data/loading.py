@@ -186,11 +186,11 @@ class Corpus:
     def _clean(self, item: Item) -> Item:
         return replace(item, text=self.make_condition.clean(item.text))
 
-    def text_lengths(self) -> tuple[list[int], list[int]]:
-        """Characters and media tokens of every item with a text."""
+    def texts(self) -> tuple[list[str], list[int]]:
+        """Text and media tokens of every item that has a text."""
         pairs = [(self.make_condition.clean(self.source.text(i)), s.num_tokens) for i, s in self.specs.items()]
-        whole = [(len(text), count) for text, count in pairs if text is not None]
-        return [length for length, _ in whole], [count for _, count in whole]
+        whole = [(text, count) for text, count in pairs if text is not None]
+        return [text for text, _ in whole], [count for _, count in whole]
 
     # --- the report
 

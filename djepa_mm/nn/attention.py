@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from djepa_mm.nn.positions import Rotary, rotate
 
+Heads = tuple[Tensor, Tensor, Tensor]  # queries, keys and values
+
 
 class RMSNorm(nn.RMSNorm):
     """With its scale brought to the input's type, so that the fused kernel runs under autocast."""
@@ -20,6 +22,8 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Attention(nn.Module):
+    """In two halves, `project` and `attend`, between which two sequences can be joined; `out` is the caller's to apply."""
+
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         if width % heads:
@@ -30,12 +34,16 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(width // heads, eps=1e-6)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None, rotary: Rotary | None) -> Tensor:
-        """x (B, S, D); mask (B, 1, 1, S) bool, True where attended to, None for everywhere -> (B, S, D)."""
+    def project(self, x: Tensor) -> Heads:
+        """x (B, S, D) -> queries and keys, normed, and values: each (B, A, S, E)."""
         q, k, v = rearrange(self.qkv(x), "b s (three a e) -> three b a s e", three=3, a=self.heads)
-        q, k = self.q_norm(q), self.k_norm(k)  # (B, A, S, E)
+        return self.q_norm(q), self.k_norm(k), v
+
+    def attend(self, heads: Heads, mask: Tensor | None, rotary: Rotary | None) -> Tensor:
+        """mask (B, 1, 1, S) bool, True where attended to, None for everywhere -> (B, S, D), before `out`."""
+        q, k, v = heads
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return self.out(rearrange(y, "b a s e -> b s (a e)"))
+        return rearrange(y, "b a s e -> b s (a e)")

@@ -1,18 +1,23 @@
 """Transformer blocks and the stack that the context encoder and the predictor are made of.
 
-B batch, S sequence, D model width.
+B batch, L condition tokens at the head of the sequence, S sequence (condition and media), D model width.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
 
-from djepa_mm.nn.attention import Attention
+from djepa_mm.nn.attention import Attention, Heads
 from djepa_mm.nn.positions import Rotary
+
+Streams = Literal["one", "two"]
 
 
 class Block(nn.Module):
-    """Pre-LN ViT block with q/k norm: D-JEPA's class-conditional backbone."""
+    """Pre-LN ViT block with q/k norm, one set of weights for the whole sequence: D-JEPA's class-conditional backbone."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float) -> None:
         super().__init__()
@@ -25,25 +30,54 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, rotary: Rotary | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotary))  # (B, S, D)
+    def forward(self, x: Tensor, lead: int, mask: Tensor | None, rotary: Rotary | None) -> Tensor:
+        """x (B, S, D) -> (B, S, D); `lead`, how many of S are condition tokens, makes no difference here."""
+        return self.finish(x, self.attention.attend(self.project(x), mask, rotary))
+
+    def project(self, x: Tensor) -> Heads:
+        """x (B, S, D) -> queries, keys and values, each (B, heads, S, E)."""
+        return self.attention.project(self.attention_norm(x))
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The two residual branches: x (B, S, D), attended (B, S, D) -> (B, S, D)."""
+        x = x + self.dropout(self.attention.out(attended))
         return x + self.mlp(self.mlp_norm(x))
+
+
+class TwoStreamBlock(nn.Module):
+    """A set of weights for the condition and one for the media, one joint attention over both (D-JEPA-T2I, method §4)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        self.condition = Block(width, heads, mlp_ratio, dropout)
+        self.media = Block(width, heads, mlp_ratio, dropout)
+
+    def forward(self, x: Tensor, lead: int, mask: Tensor | None, rotary: Rotary | None) -> Tensor:
+        """x (B, S, D), condition first -> (B, S, D)."""
+        streams = ((self.condition, slice(None, lead)), (self.media, slice(lead, None)))
+        projected = zip(*(block.project(x[:, part]) for block, part in streams), strict=True)
+        q, k, v = (torch.cat(parts, dim=2) for parts in projected)  # (B, heads, S, E)
+        attended = self.media.attention.attend((q, k, v), mask, rotary)
+        return torch.cat([block.finish(x[:, part], attended[:, part]) for block, part in streams], dim=1)
 
 
 class Transformer(nn.Module):
     """`depth` blocks and a final LayerNorm."""
 
-    def __init__(self, *, width: int, depth: int, heads: int, mlp_ratio: float, dropout: float) -> None:
+    def __init__(
+        self, *, width: int, depth: int, heads: int, mlp_ratio: float, dropout: float, streams: Streams = "one"
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, dropout) for _ in range(depth))
+        block = Block if streams == "one" else TwoStreamBlock
+        self.blocks = nn.ModuleList(block(width, heads, mlp_ratio, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.apply(xavier_init)
 
-    def forward(self, x: Tensor, valid: Tensor | None, rotary: Rotary | None) -> Tensor:
-        """x (B, S, D); valid (B, S) bool or None where nothing is padding -> (B, S, D)."""
+    def forward(self, x: Tensor, lead: int, valid: Tensor | None, rotary: Rotary | None) -> Tensor:
+        """x (B, S, D), of which the first `lead` are the condition; valid (B, S) bool or None for all -> (B, S, D)."""
         mask = None if valid is None else valid[:, None, None, :]
         for block in self.blocks:
-            x = block(x, mask, rotary)
+            x = block(x, lead, mask, rotary)
         return self.norm(x)
 
 
