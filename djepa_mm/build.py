@@ -81,7 +81,12 @@ class Conditions:
         self.pace = pace  # of texts; `Pace.fit` gives it to a new run
         self.vocabulary: Vocabulary | None = None
         if isinstance(config, TextConditionConfig):
-            self.vocabulary = Vocabulary(config.characters, config.lowercase)
+            self.vocabulary = Vocabulary(
+                symbols=config.characters,
+                lowercase=config.lowercase,
+                english=config.normalize == "english",
+                phonemes=config.units == "phonemes",
+            )
             self.layout = config.layout
 
     def __call__(self, items: Sequence[Item], num_tokens: Sequence[int]) -> Condition:
@@ -100,6 +105,6 @@ class Conditions:
         if text is None:
             raise BrokenItem("it has no text, and condition.kind is text")
         cleaned = self.vocabulary.clean(text)
-        if not cleaned.strip():
+        if not any(c.isalnum() for c in cleaned):
             raise BrokenItem(f"no character of its text {text!r} is in condition.characters")
         return cleaned

@@ -5,6 +5,7 @@ B batch, K buffer tokens, L condition items (1 class, or the text's characters),
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from djepa_mm.espeak import phonemes
+from djepa_mm.text import normalize
 from djepa_mm.types import Condition, UserError
 
+READABLE = string.ascii_letters + string.digits + string.punctuation + " "  # what espeak-ng's English reads
 TextLayout = Literal["paced", "stretched", "plain"]
 
 
@@ -99,45 +103,64 @@ def text_condition(texts: Sequence[Tensor], num_tokens: Sequence[int], layout: T
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """Characters that a text condition knows, in the order of their numbers."""
+    """From a text to the numbers of its symbols, in three steps: normalise, (phonemes,) look up.
 
-    characters: str
+    symbols: in the order of their numbers. english: write numbers, abbreviations and the like out as English words.
+    phonemes: the symbols are espeak-ng's phonemes instead of the text's own characters.
+    """
+
+    symbols: str
     lowercase: bool = True
+    english: bool = False
+    phonemes: bool = False
+
+    def read(self, text: str) -> str:
+        """The text as it is read: numbers as words, one space between words, folded to lower case."""
+        text = " ".join((normalize(text) if self.english else text).split())
+        return text.lower() if self.lowercase else text
 
     def unknown(self, text: str) -> str:
-        """The text's characters that are not in the vocabulary, each once."""
-        return "".join(sorted(set(self._fold(text)) - set(self.characters)))
+        """Characters of the text as it is read that are not known, each once."""
+        known = READABLE if self.phonemes else self.symbols
+        return "".join(sorted(set(self.read(text)) - set(known)))
 
     def encode(self, text: str) -> Tensor:
-        """(L,) int64. Raises UserError for an empty text or an unknown character."""
-        if not text.strip():
-            raise UserError("the text is empty: give at least one word")
+        """(L,) int64. Raises UserError for a text without a word and for unknown characters, which it names."""
+        if not any(c.isalnum() for c in text):
+            raise UserError(f"the text {text!r} is empty: give at least one word")
         if unknown := self.unknown(text):
-            known = "".join(sorted(self.characters))
-            raise UserError(f"text {text!r} has characters outside the vocabulary: {unknown!r}; known are {known!r}")
-        return torch.tensor([self.characters.index(c) for c in self._fold(text)], dtype=torch.int64)
+            known = "".join(sorted(READABLE if self.phonemes else self.symbols))
+            raise UserError(
+                f"text {text!r} has characters outside the vocabulary: {unknown!r}; known are {known!r}; "
+                "leave them out (generate does with --unknown drop)"
+            )
+        read = self.read(text)
+        if self.phonemes:
+            (read,) = phonemes([read])
+        numbers = [self.symbols.index(c) for c in read if c in self.symbols]
+        if not numbers:
+            raise UserError(f"text {text!r} has no symbol that the model knows")
+        return torch.tensor(numbers, dtype=torch.int64)
 
     def clean(self, text: str) -> str:
-        """The text without its unknown characters."""
+        """The text as it is read, without its unknown characters."""
         unknown = self.unknown(text)
-        return "".join(c for c in self._fold(text) if c not in unknown)
-
-    def _fold(self, text: str) -> str:
-        text = " ".join(text.split())
-        return text.lower() if self.lowercase else text
+        return " ".join("".join(c for c in self.read(text) if c not in unknown).split())
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
     """How many media tokens each symbol of a text is expected to take; fitted to the corpus.
 
-    per_symbol: by the symbol's number in the vocabulary. margin: at the two ends of an item together.
+    per_symbol: by the symbol's number in the vocabulary. margin: at the two ends of an item together. longest: the
+    most tokens that an item of the corpus has.
     """
 
     per_symbol: tuple[float, ...]
     margin: float = 0.0
+    longest: int = 0
 
     @classmethod
     def fit(cls, texts: Sequence[Tensor], num_tokens: Sequence[int], vocabulary_size: int) -> Pace:
@@ -168,7 +191,7 @@ class Pace:
                 break
             symbols[below] = 0.0  # and solve again for the others
             free &= ~below
-        return cls(tuple(symbols.tolist()), float(margin))
+        return cls(tuple(symbols.tolist()), float(margin), max(num_tokens))
 
     def tokens(self, text: Tensor) -> float:
         """(L,) int64 -> media tokens, at least 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +19,13 @@ from djepa_mm.build import Conditions, build_model, build_sampler, count_classes
 from djepa_mm.checkpoint import find_checkpoint, read_state, read_tensors
 from djepa_mm.conditions import Pace
 from djepa_mm.djepa import DJEPA
+from djepa_mm.page import figure, page
 from djepa_mm.recipe import Recipe, load_recipe
 from djepa_mm.sampler import Sampler
+from djepa_mm.text import pieces
 from djepa_mm.types import Item, MediaSpec, Progress, Tokenizer, UserError
 
+SLACK = 1.5  # how much longer than the longest item of the corpus a part of a text may be
 TOKENIZER = "tokenizer."  # prefix of the tokenizer's statistics among a checkpoint's averaged weights
 
 
@@ -32,10 +36,21 @@ class Request:
     label: int | None = None
     text: str | None = None
     duration_s: float | None = None
+    rate: float = 1.0  # of a text: 2 is twice as fast as the corpus
     seed: tuple[int, ...] = (0,)
 
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(int(np.random.SeedSequence(self.seed).generate_state(1)[0]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What the sampler does at once: a request, the size of its item, and the tokens that are given."""
+
+    request: Request
+    spec: MediaSpec
+    tokens: Tensor | None = None  # (N, C)
+    known: Tensor | None = None  # (N,) bool, which of them are given
 
 
 class Generation:
@@ -79,13 +94,22 @@ class Generation:
 
     def spec(self, request: Request) -> MediaSpec:
         """Size of the media to generate: of the given duration, else as long as the text takes. Raises UserError."""
-        vocabulary, pace = self.conditions.vocabulary, self.conditions.pace
-        if vocabulary is None or pace is None or request.duration_s is not None:
+        tokens = self.expected_tokens(request)
+        if tokens is None or request.duration_s is not None:
             return self.tokenizer.spec_for(duration_s=request.duration_s)
-        return self.tokenizer.spec_for(num_tokens=round(pace.tokens(vocabulary.encode(request.text or ""))))
+        return self.tokenizer.spec_for(num_tokens=max(1, round(tokens)))
+
+    def expected_tokens(self, request: Request) -> float | None:
+        """How many tokens the request's text is expected to take; None where the model knows no texts."""
+        vocabulary, pace = self.conditions.vocabulary, self.conditions.pace
+        if vocabulary is None or pace is None:
+            return None
+        return pace.tokens(vocabulary.encode(request.text or "")) / request.rate
 
     def check(self, request: Request) -> None:
         """Raises UserError for a request that this model cannot fulfil."""
+        if not (math.isfinite(request.rate) and 0.2 <= request.rate <= 5):
+            raise UserError(f"a rate of {request.rate} is out of range: give 0.2 to 5; 1 is as the corpus")
         if self.conditions.vocabulary is None:
             if request.text is not None:
                 raise UserError(f"--text {request.text!r}: this model was trained without texts")
@@ -97,14 +121,45 @@ class Generation:
             raise UserError("this model needs a text: --text '…' or --prompts FILE")
         else:
             self.conditions.vocabulary.encode(request.text)
-        self.spec(request)
+        for part in self.parts(request):
+            self.spec(part)
+
+    def parts(self, request: Request) -> list[Request]:
+        """The request cut into what is generated at once: sentences, where the recipe has texts cut.
+
+        A sentence that would be longer than SLACK times the longest item of the corpus is cut further."""
+        vocabulary, pace = self.conditions.vocabulary, self.conditions.pace
+        if not getattr(self.recipe.condition, "sentences", False) or vocabulary is None or pace is None:
+            return [request]
+
+        def fits(text: str) -> bool:
+            return not any(c.isalnum() for c in text) or pace.tokens(vocabulary.encode(text)) <= SLACK * pace.longest
+
+        texts = [text for text in pieces(request.text or "", fits) if any(c.isalnum() for c in text)]
+        if len(texts) < 2:
+            return [request]
+        parts = [replace(request, text=text, seed=(*request.seed, n)) for n, text in enumerate(texts)]
+        if request.duration_s is None:
+            return parts
+        shares = [self.expected_tokens(part) or 1.0 for part in parts]
+        return [
+            replace(part, duration_s=request.duration_s * share / sum(shares))
+            for part, share in zip(parts, shares, strict=True)
+        ]
 
     def requests(
-        self, classes: Sequence[str], texts: Sequence[str], *, count: int, duration_s: float | None, seed: int
+        self,
+        classes: Sequence[str],
+        texts: Sequence[str],
+        *,
+        count: int = 1,
+        duration_s: float | None = None,
+        rate: float = 1.0,
+        seed: int = 0,
     ) -> list[Request]:
         """`count` requests for each text, or for each class (all of them where none is named)."""
         if texts:
-            wanted = [Request(text=text, duration_s=duration_s) for text in texts]
+            wanted = [Request(text=text, duration_s=duration_s, rate=rate) for text in texts]
         elif self.classes and self.conditions.vocabulary is None:
             wanted = [Request(label=self.label(name), duration_s=duration_s) for name in classes or self.classes]
         else:
@@ -126,12 +181,29 @@ class Generation:
         """Media of every request, in their order, on the CPU. Checks all of them first."""
         for request in requests:
             self.check(request)
+        parts = [self.parts(request) for request in requests]
+        jobs = [Job(request=part, spec=self.spec(part)) for some in parts for part in some]
+        media = iter(self.sample(jobs, sampler=sampler, batch_size=batch_size, progress=progress))
+        joined = []
+        for some in parts:
+            items = [next(media) for _ in some]
+            joined.append(items[0] if len(items) == 1 else self.tokenizer.join(items))
+        return joined
+
+    def sample(
+        self,
+        jobs: Sequence[Job],
+        *,
+        sampler: Sampler | None = None,
+        batch_size: int = 64,
+        progress: Progress | None = None,
+    ) -> list[Tensor]:
+        """Media of every job, in their order, on the CPU; items of like length are sampled together."""
         sampler = sampler or self.sampler
-        specs = [self.spec(request) for request in requests]
-        by_length = sorted(range(len(requests)), key=lambda n: specs[n].num_tokens)
+        by_length = sorted(range(len(jobs)), key=lambda n: jobs[n].spec.num_tokens)
         media: dict[int, Tensor] = {}
-        total = -(-len(requests) // batch_size) * sampler.steps
-        for start in range(0, len(requests), batch_size):
+        total = -(-len(jobs) // batch_size) * sampler.steps
+        for start in range(0, len(jobs), batch_size):
             chosen = by_length[start : start + batch_size]
             done = start // batch_size * sampler.steps
 
@@ -139,25 +211,33 @@ class Generation:
                 if progress is not None:
                     progress(done + step, total)
 
-            tokens = self._sample([requests[n] for n in chosen], [specs[n] for n in chosen], sampler, report)
-            for n, row in zip(chosen, tokens, strict=True):
-                media[n] = self.tokenizer.decode(row[None, : specs[n].num_tokens], specs[n])[0].float().cpu()
-        return [media[n] for n in range(len(requests))]
+            for n, row in zip(chosen, self._sample([jobs[n] for n in chosen], sampler, report), strict=True):
+                spec = jobs[n].spec
+                media[n] = self.tokenizer.decode(row[None, : spec.num_tokens], spec)[0].float().cpu()
+        return [media[n] for n in range(len(jobs))]
 
-    def _sample(
-        self, requests: Sequence[Request], specs: Sequence[MediaSpec], sampler: Sampler, progress: Progress
-    ) -> Tensor:
+    def _sample(self, jobs: Sequence[Job], sampler: Sampler, progress: Progress) -> Tensor:
         device = next(self.model.averaged.parameters()).device
-        counts = [spec.num_tokens for spec in specs]
-        items = [Item(media=torch.empty(0), label=r.label, text=r.text) for r in requests]
+        counts = [job.spec.num_tokens for job in jobs]
+        items = [Item(media=torch.empty(0), label=job.request.label, text=job.request.text) for job in jobs]
+        blank = torch.zeros(1, self.tokenizer.token_dim)
+        tokens = [
+            blank.expand(n, -1) if job.tokens is None else job.tokens for job, n in zip(jobs, counts, strict=True)
+        ]
+        known = [
+            torch.zeros(n, dtype=torch.bool) if job.known is None else job.known
+            for job, n in zip(jobs, counts, strict=True)
+        ]
         bf16 = self.recipe.optim.precision == "bf16"
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device.type == "cuda"):
             return sampler.sample(
                 self.model,
-                positions=pad_sequence([spec.positions() for spec in specs], batch_first=True).to(device),
+                positions=pad_sequence([job.spec.positions() for job in jobs], batch_first=True).to(device),
                 valid=(torch.arange(max(counts)) < torch.tensor(counts)[:, None]).to(device),
                 condition=self.conditions(items, counts).to(device),
-                generators=[request.generator() for request in requests],
+                generators=[job.request.generator() for job in jobs],
+                tokens=pad_sequence(tokens, batch_first=True).to(device),
+                known=pad_sequence(known, batch_first=True).to(device),
                 progress=progress,
             )
 
@@ -185,18 +265,25 @@ def load_weights(module: torch.nn.Module, weights: dict[str, Any], origin: str, 
 def write_media(
     generation: Generation, requests: Sequence[Request], media: Sequence[Tensor], folder: Path
 ) -> Iterator[Path]:
-    """Write a file an item, named by number and request, then `sheet.png` of all; yields each path once it is there."""
+    """Write a file an item, named by number and request, then `sheet.png` and `index.html` of all.
+
+    Yields each path once it is there."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = generation.tokenizer
+    previews = [tokenizer.preview(item) for item in media]
+    figures = []
     for n, (request, item) in enumerate(zip(requests, media, strict=True)):
         title = request.text or (generation.classes[request.label] if request.label is not None else "sample")
         slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40]
         path = folder / f"{n:04d}-{slug}{tokenizer.suffix}"
         tokenizer.save(item, path)
+        figures.append(figure(title, previews[n], path))
         yield path
-    page = folder / "sheet.png"
-    sheet([tokenizer.preview(item) for item in media]).save(page)
-    yield page
+    sheet(previews).save(folder / "sheet.png")
+    yield folder / "sheet.png"
+    index = folder / "index.html"
+    index.write_text(page(generation.recipe.name, f"{len(media)} items generated", figures), encoding="utf-8")
+    yield index
 
 
 def sheet(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:

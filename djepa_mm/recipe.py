@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -32,6 +32,7 @@ from pydantic_core import ErrorDetails
 
 from djepa_mm.types import Config, UserError
 
+Schema = TypeVar("Schema", bound=Config)
 Probability = Annotated[float, Field(ge=0, le=1)]
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -61,10 +62,16 @@ class ClassConditionConfig(Config):
 
 class TextConditionConfig(Config):
     kind: Literal["text"]
+    units: Literal["characters", "phonemes"] = "characters"
+    """What the model reads: the text's own characters, or the phonemes that espeak-ng finds for its English words."""
     characters: Annotated[str, Field(min_length=1)]
-    """Every character that the model knows. Others are left out of training texts and refused in generation."""
+    """Every unit that the model knows. Other characters are left out of training texts and refused in generation."""
+    normalize: Literal["english", "none"] = "english"
+    """Write numbers, years, money, abbreviations and the like out as English words first."""
     lowercase: bool = True
     """Fold texts to lower case."""
+    sentences: bool = False
+    """Generate long texts sentence by sentence, and join the parts in time."""
     layout: Literal["paced", "stretched", "plain"] = "paced"
     """Lay the symbols along the media's time axis, each as long as it is expected to last or evenly; or count them."""
     buffer_tokens: PositiveInt = 4
@@ -247,7 +254,7 @@ class Recipe(Config):
         return self
 
 
-def _sections(package: str, tag: str) -> Any:
+def sections(package: str, tag: str) -> Any:
     """Union of every Config in a package's modules that has a literal field `tag`."""
     found: list[type[Config]] = []
     for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
@@ -269,8 +276,8 @@ def schema_class() -> type[Recipe]:
         "Recipe",
         __base__=Recipe,
         __doc__=Recipe.__doc__,
-        data=(_sections("djepa_mm.data", "source"), ...),
-        tokenizer=(_sections("djepa_mm.tokenizers", "kind"), ...),
+        data=(sections("djepa_mm.data", "source"), ...),
+        tokenizer=(sections("djepa_mm.tokenizers", "kind"), ...),
     )
 
 
@@ -323,6 +330,11 @@ def find_recipe(name: str) -> Path:
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override (`a.b=c`, c in YAML) and check a recipe. Raises UserError, one line, for any mistake."""
+    return load_as(schema_class(), name, overrides)
+
+
+def load_as(schema: type[Schema], name: str | Path, overrides: Sequence[str] = ()) -> Schema:
+    """As `load_recipe`, for any kind of recipe. A file's top-level `kind` tells those that are not for D-JEPA."""
     path = find_recipe(str(name))
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -332,26 +344,27 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path}: cannot be read: {error}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, not {type(raw).__name__}")
+    if (kind := raw.get("kind")) is not None and "kind" not in schema.model_fields:
+        raise UserError(f"{path}: a recipe of the kind {kind}; train it: djepa-mm {kind} train {name}")
     for override in overrides:
         _apply(raw, override)
-    return parse_recipe(raw, str(path), overrides)
+    return parse_recipe(schema, raw, str(path), overrides)
 
 
-def parse_recipe(raw: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> Recipe:
+def parse_recipe(schema: type[Schema], raw: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> Schema:
     """Check a recipe given as plain data; `origin` is what an error names as its file."""
-    schema = schema_class()
     try:
         return schema.model_validate_json(json.dumps(raw))
     except ValidationError as error:
         raise UserError(_problem(error.errors()[0], schema, origin, overrides)) from None
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: Config) -> str:
     """YAML of the resolved recipe, every default written out."""
     return yaml.safe_dump(recipe_data(recipe), sort_keys=False, allow_unicode=True)
 
 
-def recipe_data(recipe: Recipe) -> dict[str, Any]:
+def recipe_data(recipe: Config) -> dict[str, Any]:
     return json.loads(recipe.model_dump_json(serialize_as_any=True))
 
 

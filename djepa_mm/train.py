@@ -66,7 +66,7 @@ class Trainer:
         if conditions.vocabulary is not None:
             texts, counts = self.corpus.texts()
             encoded = [conditions.vocabulary.encode(text) for text in texts]
-            conditions.pace = Pace.fit(encoded, counts, len(conditions.vocabulary.characters))
+            conditions.pace = Pace.fit(encoded, counts, len(conditions.vocabulary.symbols))
         self.generation = Generation(recipe, self.model, tokenizer, source.classes, conditions)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, recipe.optim.weight_decay),

@@ -6,7 +6,7 @@ B batch, N tokens, C token channels, D model width, L condition tokens.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -111,6 +111,16 @@ class Tokenizer(Protocol):
         Raises UserError for a duration where there is none to choose, or for none where one must be chosen."""
         ...
 
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens a second on the t axis; None for stills."""
+        ...
+
+    @property
+    def span(self) -> tuple[int, int, int]:
+        """Samples or frames, rows and columns of the media that one token stands for; 1 on axes that it lacks."""
+        ...
+
     def encode(self, media: Tensor) -> Tensor:
         """(B, *shape) -> (B, N, C), unit variance once `fit` has seen the corpus."""
         ...
@@ -131,6 +141,20 @@ class Tokenizer(Protocol):
 
     def save(self, media: Tensor, path: Path) -> None:
         """Write one item (no batch axis) to `path`, whose suffix is `suffix`."""
+        ...
+
+    def load(self, path: Path) -> Tensor:
+        """Read one item (no batch axis) from a file of the kind that `save` writes. Raises UserError."""
+        ...
+
+    def blend(self, original: Tensor, new: Tensor, kept: Tensor) -> Tensor:
+        """`original` where `kept`, else `new`, without a seam: changes only what is not kept. No batch axis.
+
+        kept: bool on the media's axes of time and space: (T, H, W), (H, W) or (samples,)."""
+        ...
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """One item out of consecutive ones (no batch axis). Raises UserError where media cannot follow each other."""
         ...
 
     def preview(self, media: Tensor) -> Image.Image:

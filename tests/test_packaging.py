@@ -14,13 +14,13 @@ PACKAGE = ROOT / "djepa_mm"
 
 # An import goes to the same floor or down. `data` and `tokenizers` hold one floor each.
 FLOORS = (
-    ("errors", "types", "nn"),
-    ("masking", "conditions", "heads", "averaging", "tokenizers"),
+    ("errors", "types", "nn", "espeak", "page"),
+    ("text", "masking", "conditions", "heads", "averaging", "tokenizers"),
     ("djepa",),
     ("sampler", "recipe"),
     ("build", "checkpoint"),
     ("data",),
-    ("generate", "info", "doctor", "evaluate"),
+    ("generate", "edit", "info", "doctor", "evaluate"),
     ("train",),
     ("demo",),
     ("cli", "__main__"),

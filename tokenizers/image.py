@@ -5,12 +5,13 @@ B batch, C picture channels, H and W pixels, h and w places of the token grid, p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
@@ -73,9 +74,11 @@ class _Pictures:
 
     suffix: ClassVar[str] = ".png"
     sample_rate_hz = None
+    tokens_per_s = None
 
     def __init__(self, channels: int, size: tuple[int, int], token_pixels: int) -> None:
         height, width = size
+        self.span: tuple[int, int, int] = (1, token_pixels, token_pixels)
         if height % token_pixels or width % token_pixels:
             raise UserError(
                 f"tokenizer.size: {height}×{width} pixels do not divide into tokens of {token_pixels}×{token_pixels}; "
@@ -100,6 +103,25 @@ class _Pictures:
 
     def save(self, media: Tensor, path: Path) -> None:
         _picture(media).save(path)
+
+    def load(self, path: Path) -> Tensor:
+        """Any file that Pillow reads; its size has to be the tokenizer's."""
+        channels, height, width = self.spec.shape
+        try:
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"{path}: not readable as a picture ({' '.join(str(error).split())})") from None
+        if pixels.shape[:2] != (height, width):
+            found, wanted = f"{pixels.shape[1]}×{pixels.shape[0]}", f"{width}×{height}"
+            raise UserError(f"{path}: the picture is {found} pixels, this model takes {wanted}; resize it first")
+        return torch.from_numpy(pixels.copy()).reshape(height, width, channels).permute(2, 0, 1) / 127.5 - 1
+
+    def blend(self, original: Tensor, new: Tensor, kept: Tensor) -> Tensor:
+        return torch.where(kept, original, new)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        raise UserError("pictures do not follow each other in time: generate them one by one")
 
     def preview(self, media: Tensor) -> Image.Image:
         picture = _picture(media)

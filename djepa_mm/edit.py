@@ -1,0 +1,118 @@
+"""Editing: tokens outside the edit are given, the sampler fills in the rest, and the media outside the edit stay.
+
+N tokens of the edited item on a grid (t, h, w), C token channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from djepa_mm.generate import Generation, Job, Request
+from djepa_mm.sampler import Sampler
+from djepa_mm.types import Progress, UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    """One item to edit, laid out as it will be: what is given in its place, blanks where the new goes."""
+
+    job: Job
+    original: Tensor  # the media, zeros where new ones go and none are replaced
+    kept: Tensor  # bool on the media's axes of time and space
+
+
+def run_edits(
+    generation: Generation, edits: Sequence[Edit], *, sampler: Sampler | None = None, progress: Progress | None = None
+) -> list[Tensor]:
+    """The edited media, in their order; what is kept has the original's own samples or pixels."""
+    media = generation.sample([edit.job for edit in edits], sampler=sampler, progress=progress)
+    return [generation.tokenizer.blend(edit.original, new, edit.kept) for edit, new in zip(edits, media, strict=True)]
+
+
+def replace_span(
+    generation: Generation,
+    media: Tensor,
+    request: Request,
+    *,
+    start_s: float | None = None,
+    stop_s: float | None = None,
+    new_s: float | None = None,
+) -> Edit:
+    """Replace [start_s, stop_s) of a clip (no batch axis); its borders move out to whole tokens.
+
+    start_s: None is the clip's end: the clip goes on. stop_s: None is the clip's end. new_s: length of what comes in;
+    None is as long as what goes out, and at the clip's end as long as the request's text still needs. The request's
+    text is that of the whole clip after the edit. Raises UserError for a span that does not fit the clip.
+    """
+    generation.check(request)
+    tokenizer = generation.tokenizer
+    rate = tokenizer.tokens_per_s
+    if rate is None:
+        raise UserError("--from and --to: this model's media have no time; edit a picture with --mask")
+    axis = max(0, media.dim() - 3)  # of time: (samples,) or (C, T, H, W)
+    per_token, length = tokenizer.span[0], media.shape[axis]
+    count, places = (
+        tokenizer.spec_of(tuple(media.shape)).grid[0],
+        math.prod(tokenizer.spec_of(tuple(media.shape)).grid[1:]),
+    )
+    seconds = length / per_token / rate
+    for name, value in (("--from", start_s), ("--to", stop_s)):
+        if value is not None and not 0 <= value <= seconds + 0.005:  # half a hundredth: as it is shown
+            raise UserError(f"{name} {value:g}: the clip is {seconds:.2f} s long; give 0 to {seconds:.2f}")
+    if stop_s is not None and (start_s is None or start_s >= stop_s):
+        raise UserError(f"--from {start_s} --to {stop_s:g}: the edit has to end after it begins")
+    start = length // per_token if start_s is None else min(length // per_token, math.floor(start_s * rate + 1e-6))
+    stop = count if stop_s is None else min(count, math.ceil(stop_s * rate - 1e-6))
+    if new_s is not None:
+        if not new_s > 0:
+            raise UserError(f"--seconds {new_s:g}: the new part needs a length above 0")
+        new = max(1, round(new_s * rate))
+    elif stop_s is None and (expected := generation.expected_tokens(request)) is not None:
+        new = max(1, round(expected) - start)
+    elif stop > start:
+        new = stop - start
+    else:
+        raise UserError("the length of what follows the clip is not known: give --seconds")
+    end = length if stop == count and new == stop - start else None
+    tail = media.narrow(axis, min(length, stop * per_token), max(0, length - stop * per_token))
+    blank_length = (new * per_token) if end is None else length - start * per_token
+    blank = torch.zeros([blank_length if n == axis else size for n, size in enumerate(media.shape)])
+    original = torch.cat([media.narrow(axis, 0, start * per_token), blank, tail], dim=axis)
+    spec = tokenizer.spec_of(tuple(original.shape))
+    old = tokenizer.encode(media[None])[0]  # (count · places, C)
+    tokens = torch.cat([old[: start * places], old.new_zeros(new * places, old.shape[-1]), old[stop * places :]])
+    known = torch.ones(len(tokens), dtype=torch.bool)
+    known[start * places : (start + new) * places] = False
+    kept = torch.ones(original.shape[axis], dtype=torch.bool)
+    kept[start * per_token : start * per_token + blank_length] = False
+    kept = kept.reshape(-1, *[1] * (media.dim() - axis - 1)).expand(original.shape[axis:])
+    assert spec.num_tokens == len(tokens), f"{spec} for {len(tokens)} tokens"
+    return Edit(job=Job(request=request, spec=spec, tokens=tokens, known=known), original=original, kept=kept)
+
+
+def in_paint(generation: Generation, media: Tensor, request: Request, mask: Tensor) -> Edit:
+    """Paint anew where `mask` is True, bool on the media's axes of time and space: (H, W) or (T, H, W).
+
+    Every token that the mask touches is generated; of it, only what the mask covers is shown. Raises UserError for a
+    mask of another size and for one that covers nothing.
+    """
+    generation.check(request)
+    axes = tuple(media.shape[1:])
+    if len(axes) < 2:
+        raise UserError("--mask: this model's media are not pictures; edit a clip with --from and --to")
+    if tuple(mask.shape) != axes:
+        raise UserError(f"--mask: it has {tuple(mask.shape)} pixels (height, width), the picture {axes}")
+    if not mask.any():
+        raise UserError("--mask: nothing is white in it; what is white is painted anew")
+    spec = generation.tokenizer.spec_of(tuple(media.shape))
+    touched = functional.adaptive_max_pool3d(mask.float().reshape(1, -1, *axes[-2:]), spec.grid)
+    known = touched.flatten() == 0
+    tokens = generation.tokenizer.encode(media[None])[0]
+    job = Job(request=request, spec=spec, tokens=tokens * known[:, None], known=known)
+    return Edit(job=job, original=media, kept=~mask)
