@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -14,18 +13,13 @@ import numpy as np
 import soundfile
 from pydantic import NonNegativeInt, PositiveInt
 
+from djepa_mm import espeak
 from djepa_mm.data.ljspeech import LJSpeech, LJSpeechConfig
 from djepa_mm.types import Progress, SourceConfig, UserError
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 VOICE = "en-us+klatt4"  # of espeak-ng's voices the one that a speech recogniser understands without a mistake
 WORDS_PER_MINUTE = 130
-
-# espeak-ng's speak_lib.h
-AUDIO_OUTPUT_SYNCHRONOUS = 2
-ESPEAK_RATE = 1
-POS_CHARACTER = 1
-CHARS_UTF8 = 1
 
 
 class SpokenDigitsConfig(SourceConfig):
@@ -66,12 +60,13 @@ class SpokenDigitsConfig(SourceConfig):
 def make_corpus(config: SpokenDigitsConfig, out: Path, progress: Progress | None = None) -> None:
     """Speak a corpus into the folder `out`, in LJSpeech's layout. The folder appears only once it is complete."""
     texts = _strings(config)
+    spoken = espeak.spoken(texts, VOICE, WORDS_PER_MINUTE)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as partial:
         corpus = Path(partial) / "corpus"
         (corpus / "wavs").mkdir(parents=True)
         lines = []
-        for number, (text, (samples, rate_hz)) in enumerate(zip(texts, _spoken(texts), strict=True)):
+        for number, (text, (samples, rate_hz)) in enumerate(zip(texts, spoken, strict=True)):
             name = f"D{number:06}"
             soundfile.write(corpus / "wavs" / f"{name}.wav", samples, rate_hz)
             lines.append(f"{name}|{text}|{text}\n")
@@ -104,7 +99,7 @@ def unseen_strings(config: SpokenDigitsConfig, count: int, min_words: int, max_w
 
 def speak(texts: Iterable[str]) -> list[tuple[np.ndarray, int]]:
     """Samples (int16, mono) and their rate in Hz, for each text. The voice has a little noise, new at every call."""
-    return list(_spoken(texts))
+    return espeak.speak(texts, VOICE, WORDS_PER_MINUTE)
 
 
 def _strings(config: SpokenDigitsConfig) -> list[str]:
@@ -118,35 +113,3 @@ def _strings(config: SpokenDigitsConfig) -> list[str]:
 def _string(generator: np.random.Generator, min_words: int, max_words: int) -> str:
     """Digit words, as many as any other number of them, each digit as likely as any other."""
     return " ".join(WORDS[d] for d in generator.integers(10, size=generator.integers(min_words, max_words + 1)))
-
-
-def _spoken(texts: Iterable[str]) -> Iterator[tuple[np.ndarray, int]]:
-    """One pass through espeak-ng, which is one machine for each process: passes must not run side by side."""
-    try:
-        import espeakng_loader
-    except ImportError as error:
-        raise UserError('data.source: spoken-digits needs espeak-ng: pip install "djepa-mm[speech]"') from error
-    espeak = ctypes.CDLL(espeakng_loader.get_library_path())
-    pieces: list[np.ndarray] = []
-
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int16), ctypes.c_int, ctypes.c_void_p)
-    def keep(samples: ctypes._Pointer[ctypes.c_int16], count: int, events: int) -> int:
-        if count:
-            pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        return 0  # go on
-
-    rate_hz = espeak.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
-    assert rate_hz > 0, "espeak-ng did not find its data"
-    try:
-        espeak.espeak_SetSynthCallback(keep)
-        status = espeak.espeak_SetVoiceByName(VOICE.encode())
-        assert status == 0, f"espeak-ng lacks the voice {VOICE}"
-        espeak.espeak_SetParameter(ESPEAK_RATE, WORDS_PER_MINUTE, 0)
-        for text in texts:
-            pieces.clear()
-            encoded = text.encode() + b"\0"
-            espeak.espeak_Synth(encoded, len(encoded), 0, POS_CHARACTER, 0, CHARS_UTF8, None, None)
-            espeak.espeak_Synchronize()
-            yield np.concatenate(pieces), rate_hz
-    finally:
-        espeak.espeak_Terminate()
