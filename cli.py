@@ -132,17 +132,11 @@ def generate(
     sampler = with_sampling(generation.sampler, steps=steps, guidance=guidance, temperature=temperature)
     with _bar("generating") as progress:
         if candidates > 1:
-            from djepa_mm.evaluate.candidates import best_of
+            from djepa_mm.evaluate.candidates import best_of, recogniser_for
 
-            media = best_of(
-                generation,
-                requests,
-                candidates,
-                recogniser,
-                sampler=sampler,
-                batch_size=batch,
-                progress=progress,
-            )
+            listener = recogniser_for(generation, recogniser, texts)
+            options = {"sampler": sampler, "batch_size": batch, "progress": progress}
+            media = best_of(generation, requests, candidates, listener, **options)
         else:
             media = generation(requests, sampler=sampler, batch_size=batch, progress=progress)
     folder = out or (run if run.name == "generated" else run / "generated")
@@ -210,6 +204,52 @@ def edit(
         (edited,) = run_edits(generation, [wanted], sampler=sampler, progress=progress)
     target.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(edited, target)
+    typer.echo(target)
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    prompts: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A file with one text a line; by default the corpus' held-out items, with their recordings."),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Most held-out items.")] = 100,
+    recogniser: RecogniserOption = "auto",
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    temperature: TemperatureOption = None,
+    seed: SeedOption = 0,
+    out: Annotated[Optional[Path], typer.Option(help="JSON file; RUN/evaluation.json by default.")] = None,  # noqa: UP045
+    set_: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure a run: word error rate, distances to recordings, speed; a table, and JSON with the checkpoint's hash."""
+    import json
+    import shlex
+
+    from djepa_mm.evaluate.report import evaluate_run, report
+    from djepa_mm.generate import Generation, with_sampling
+
+    _check_finite(guidance=guidance, temperature=temperature)
+    texts = _read_prompts(prompts) if prompts is not None else []
+    generation = Generation.load(run, set_ or [], _device(device))
+    with _bar("evaluating") as progress:
+        figures = evaluate_run(
+            run,
+            generation,
+            texts=texts,
+            count=count,
+            recogniser=recogniser,
+            sampler=with_sampling(generation.sampler, steps=steps, guidance=guidance, temperature=temperature),
+            seed=seed,
+            command=shlex.join(["djepa-mm", *sys.argv[1:]]),
+            progress=progress,
+        )
+    target = out or (run.parent.parent if (run / "state.json").is_file() else run) / "evaluation.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _console().print(report(figures))
     typer.echo(target)
 
 

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `step-00001000` with
     recipe.yaml             the resolved recipe
-    state.json              step, place in the data, class names, the pace of texts
+    state.json              step, place in the data, class names, the pace and the words of texts
     averaged.safetensors    averaged weights and the tokenizer's statistics: all that generation reads
     online.safetensors      online weights
     training.safetensors    optimiser state and random states

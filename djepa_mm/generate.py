@@ -57,10 +57,18 @@ class Generation:
     """A trained model with what turns requests into media and media into files."""
 
     def __init__(
-        self, recipe: Recipe, model: DJEPA, tokenizer: Tokenizer, classes: Sequence[str], conditions: Conditions
+        self,
+        recipe: Recipe,
+        model: DJEPA,
+        tokenizer: Tokenizer,
+        *,
+        classes: Sequence[str],
+        words: Sequence[str],
+        conditions: Conditions,
     ) -> None:
+        """words: of the corpus' texts, where they are few; else none."""
         self.recipe, self.model, self.tokenizer = recipe, model, tokenizer
-        self.classes, self.conditions = tuple(classes), conditions
+        self.classes, self.words, self.conditions = tuple(classes), tuple(words), conditions
         self.sampler = build_sampler(recipe)
 
     @classmethod
@@ -79,7 +87,8 @@ class Generation:
         load_weights(model.averaged, weights, f"{checkpoint / 'averaged.safetensors'}", assign=True)
         model.averaged.to(device)  # the online networks stay without memory: nothing here trains
         pace = Pace(**state["pace"]) if state["pace"] else None
-        return cls(recipe, model, tokenizer, state["classes"], Conditions(recipe, pace))
+        conditions = Conditions(recipe, pace)
+        return cls(recipe, model, tokenizer, classes=state["classes"], words=state["words"], conditions=conditions)
 
     # --- requests
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from djepa_mm.generate import TOKENIZER, Generation, Request, load_weights, shee
 from djepa_mm.recipe import OptimConfig, Recipe, dump_recipe
 from djepa_mm.types import Source, Tokenizer, UserError
 
+FEW_WORDS = 100  # of a corpus; so many a recogniser can be told to listen for
 FLOOR = 0.02  # share of the learning rate that a cosine schedule ends at
 
 
@@ -63,11 +65,20 @@ class Trainer:
             self.model = build_model(recipe, tokenizer, count_classes(recipe, len(source.classes)))
         conditions = Conditions(recipe)
         self.corpus = Corpus(source, tokenizer, conditions, recipe.batch, seed=recipe.run.seed, device=device)
+        words: set[str] = set()
         if conditions.vocabulary is not None:
             texts, counts = self.corpus.texts()
+            words = {word for text in texts for word in re.findall(r"[\w']+", text.lower())}
             encoded = [conditions.vocabulary.encode(text) for text in texts]
             conditions.pace = Pace.fit(encoded, counts, len(conditions.vocabulary.symbols))
-        self.generation = Generation(recipe, self.model, tokenizer, source.classes, conditions)
+        self.generation = Generation(
+            recipe,
+            self.model,
+            tokenizer,
+            classes=source.classes,
+            words=sorted(words) if len(words) <= FEW_WORDS else (),
+            conditions=conditions,
+        )
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, recipe.optim.weight_decay),
             lr=recipe.optim.lr,
@@ -278,6 +289,7 @@ class Trainer:
                 "seconds": self.seconds,
                 "place": dataclasses.asdict(self.place),
                 "classes": list(generation.classes),
+                "words": list(generation.words),
                 "pace": dataclasses.asdict(generation.conditions.pace) if generation.conditions.pace else None,
             },
             averaged=averaged,

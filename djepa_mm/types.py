@@ -226,6 +226,10 @@ class SourceConfig(Config):
     @abstractmethod
     def build(self) -> Source: ...
 
+    def build_held_out(self) -> Source | None:
+        """Items that training never sees, to evaluate with; None where none are kept back."""
+        return None
+
     def fetch(self, progress: Progress) -> str:
         """Download or make the corpus -> what was done, in a line. Raises UserError where that cannot be done here."""
         raise UserError("this corpus cannot be fetched from here; the recipe's head says where it comes from")

@@ -37,6 +37,9 @@ class LJSpeechConfig(SourceConfig):
     def build(self) -> LJSpeech:
         return LJSpeech(self)
 
+    def build_held_out(self) -> LJSpeech | None:
+        return LJSpeech(self.model_copy(update={"split": "held-out"})) if self.held_out else None
+
     def fetch(self, progress: Progress) -> str:
         """Download the corpus, with torchaudio's own progress bar."""
         fetch_ljspeech(Path(self.root).expanduser())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from djepa_mm.types import Progress, SourceConfig, UserError
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 VOICE = "en-us+klatt4"  # of espeak-ng's voices the one that a speech recogniser understands without a mistake
 WORDS_PER_MINUTE = 130
+HELD_OUT, HELD_OUT_SEED = 100, 1  # strings that `build_held_out` keeps for evaluation
 
 
 class SpokenDigitsConfig(SourceConfig):
@@ -46,20 +47,29 @@ class SpokenDigitsConfig(SourceConfig):
     def build(self) -> LJSpeech:
         """Read the corpus; speak it first where this is its first use."""
         if not self.folder.exists():
-            make_corpus(self, self.folder)
-        config = LJSpeechConfig(source="ljspeech", root=str(self.folder), max_duration_s=float(self.max_words))
-        return config.build()
+            make_corpus(_strings(self), self.folder)
+        return self._read(self.folder)
+
+    def build_held_out(self) -> LJSpeech:
+        """HELD_OUT unseen strings of 3 words or more, where the corpus has such."""
+        folder = self.folder.with_name(f"{self.folder.name}-held-out")
+        if not folder.exists():
+            texts = unseen_strings(self, HELD_OUT, min(3, self.max_words), self.max_words, HELD_OUT_SEED)
+            make_corpus(texts, folder)
+        return self._read(folder)
+
+    def _read(self, folder: Path) -> LJSpeech:
+        return LJSpeechConfig(source="ljspeech", root=str(folder), max_duration_s=float(self.max_words)).build()
 
     def fetch(self, progress: Progress) -> str:
         """Speak the corpus, unless it is there."""
         if not self.folder.exists():
-            make_corpus(self, self.folder, progress)
+            make_corpus(_strings(self), self.folder, progress)
         return f"spoken digits are in {self.folder}"
 
 
-def make_corpus(config: SpokenDigitsConfig, out: Path, progress: Progress | None = None) -> None:
-    """Speak a corpus into the folder `out`, in LJSpeech's layout. The folder appears only once it is complete."""
-    texts = _strings(config)
+def make_corpus(texts: Sequence[str], out: Path, progress: Progress | None = None) -> None:
+    """Speak texts into the folder `out`, in LJSpeech's layout. The folder appears only once it is complete."""
     spoken = espeak.spoken(texts, VOICE, WORDS_PER_MINUTE)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as partial:

@@ -59,9 +59,9 @@ def test_an_interrupted_corpus_leaves_nothing_behind(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_corpus(config(), tmp_path / "corpus", interrupt)
+        make_corpus(["one two"] * 30, tmp_path / "corpus", interrupt)
     assert not list(tmp_path.iterdir())
-    make_corpus(config(), tmp_path / "corpus")
+    make_corpus(["one two"] * 30, tmp_path / "corpus")
     assert len((tmp_path / "corpus" / "metadata.csv").read_text().splitlines()) == 30
 
 
@@ -90,3 +90,13 @@ def test_unseen_strings_are_new_and_different(tmp_path: Path) -> None:
 def test_fewest_words_cannot_be_more_than_most() -> None:
     with pytest.raises(UserError, match=r"data\.min_words: 3"):
         config(min_words=3, max_words=2).build()
+
+
+def test_held_out_strings_are_unseen_and_stay_the_same(tmp_path: Path) -> None:
+    settings = SpokenDigitsConfig(source="spoken-digits", root=str(tmp_path), count=20, max_words=3)
+    corpus, held_out = settings.build(), settings.build_held_out()
+    texts = {held_out.text(n) for n in range(len(held_out))}
+    assert len(texts) == len(held_out) > 50
+    assert not texts & {corpus.text(n) for n in range(len(corpus))}
+    again = settings.build_held_out()
+    assert [again.text(n) for n in range(len(again))] == [held_out.text(n) for n in range(len(held_out))]

@@ -1,0 +1,48 @@
+"""Speak every text several times and keep what a recogniser understands best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from djepa_mm.evaluate.speech import spoken_words
+from djepa_mm.evaluate.words import GrammarRecogniser, Recogniser, recogniser, word_errors
+from djepa_mm.generate import Generation, Request
+from djepa_mm.types import UserError
+
+
+def recogniser_for(generation: Generation, name: str, texts: Sequence[str]) -> Recogniser:
+    """The recogniser of that name; `auto` listens for the corpus' own words where they are few, else for any English.
+
+    `sentences` listens for one of the texts. Raises UserError where it cannot be had, or where `grammar` is asked for and the words are too many."""
+    if name == "auto":
+        name = "grammar" if generation.words else "language-model"
+    if name == "grammar":
+        if not generation.words:
+            raise UserError("--recogniser grammar: the corpus of this run has too many words; try language-model")
+        return GrammarRecogniser(generation.words)
+    return recogniser(name, texts)
+
+
+def best_of(
+    generation: Generation, requests: Sequence[Request], candidates: int, recogniser: Recogniser, **options: Any
+) -> list[Tensor]:
+    """For every request the candidate with the fewest word errors, the first of equals. A word error rate that is
+    measured on the result with the same recogniser flatters it.
+
+    options: as for calling a Generation. Raises UserError for media that cannot be heard."""
+    rate = generation.tokenizer.sample_rate_hz
+    if rate is None or generation.conditions.vocabulary is None:
+        raise UserError("--candidates: only speech from texts can be judged by a recogniser")
+    several = [replace(request, seed=(*request.seed, n)) for request in requests for n in range(candidates)]
+    media = generation(several, **options)
+    kept = []
+    for start, request in zip(range(0, len(several), candidates), requests, strict=True):
+        words = spoken_words(request.text or "")
+        group = media[start : start + candidates]
+        errors = [word_errors(words, spoken_words(recogniser.hear(item, rate))) for item in group]
+        kept.append(group[errors.index(min(errors))])
+    return kept
