@@ -430,7 +430,7 @@ def _read_mask(path: Path) -> torch.Tensor:
 def _read_prompts(path: Path) -> list[str]:
     from djepa_mm.recipe import FOLDER
 
-    packaged = FOLDER / f"{path}.txt"
+    packaged = FOLDER / f"prompts-{path}.txt"
     if len(path.parts) == 1 and not path.exists() and packaged.is_file():
         path = packaged
     try:

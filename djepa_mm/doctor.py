@@ -16,10 +16,13 @@ import djepa_mm
 
 REQUIRED = (
     *("torch", "torchvision", "torchaudio", "diffusers", "einops", "pydantic", "rich", "safetensors", "soundfile"),
-    *("tensorboard", "typer"),
+    *("tensorboard", "typer", "num2words"),
 )
 OPTIONAL = {
-    "espeakng-loader": ("espeakng_loader", "the spoken-digits corpus", "speech"),
+    "espeakng-loader": ("espeakng_loader", "phonemes and the spoken-digits corpus", "speech"),
+    "transformers": ("transformers", "published vocoders and Whisper", "speech"),
+    "pocketsphinx": ("pocketsphinx", "word error rates", "evaluate"),
+    "librosa": ("librosa", "mel-cepstral distortion", "evaluate"),
     "scikit-learn": ("sklearn", "the digits corpus", "demo"),
 }
 
