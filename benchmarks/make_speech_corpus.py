@@ -31,6 +31,11 @@ import soundfile
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from djepa_mm import espeak
+from djepa_mm.data.spoken_digits import VOICE
+from djepa_mm.errors import UserError
+from djepa_mm.text import normalize
+
 RATE_HZ = 22_050
 MIN_S, MAX_S = 1.0, 8.0
 PACKAGES = ("fortunes", "fortunes-min")
@@ -49,6 +54,15 @@ SILENCE = 0.01  # of the peak: quieter frames are silence
 FRAME_SAMPLES = 220
 JOE_NOISE = 0.4  # of Piper's sound and durations; its own 0.667 and 0.8 only make the voice less even
 KLATT_WORDS_PER_MINUTE = 150
+
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+    TextColumn("{task.fields[rate]}"),
+)
 
 Voice = Callable[[str], np.ndarray]  # text -> (samples,) float32 in [-1, 1]
 
@@ -73,21 +87,21 @@ def main() -> None:
 
     try:
         speak = {"joe": joe, "klatt4": klatt4}[args.voice]()
-        queue = iter(np.random.default_rng(args.seed).permutation(sentences(dictionary())).tolist())
-    except (ImportError, OSError, subprocess.CalledProcessError) as error:
-        sys.exit(f"cannot start: {error}")
-    pages = PROMPTS.read_text().splitlines()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.2f}/{task.total:.2f} h"))
-    rate = TextColumn("{task.fields[rate]}")
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), rate, console=Console(stderr=True)) as progress:
-        write_corpus(args.out / "page", iter(pages), speak, progress, count=len(pages), limits=(0, np.inf))
-        write_corpus(args.out / "held-out", queue, speak, progress, count=args.held_out)
-        write_corpus(args.out / "train", queue, speak, progress, hours=args.hours)
+        shuffled = np.random.default_rng(args.seed).permutation(sentences(dictionary())).tolist()
+        queue = ((f"S{number:05}", text) for number, text in enumerate(shuffled))
+        pages = [(f"P{number:05}", text) for number, text in enumerate(PROMPTS.read_text().splitlines())]
+        with Progress(*COLUMNS, console=Console(stderr=True)) as progress:
+            write_corpus(args.out / "page", iter(pages), speak, progress, count=len(pages), limits=(0, np.inf))
+            if args.held_out:
+                write_corpus(args.out / "held-out", queue, speak, progress, count=args.held_out)
+            write_corpus(args.out / "train", queue, speak, progress, hours=args.hours)
+    except (ImportError, OSError, UserError, subprocess.CalledProcessError) as error:
+        sys.exit(str(error))
 
 
 def write_corpus(
     folder: Path,
-    texts: Iterator[str],
+    texts: Iterator[tuple[str, str]],
     speak: Voice,
     progress: Progress,
     *,
@@ -95,27 +109,26 @@ def write_corpus(
     hours: float = np.inf,
     limits: tuple[float, float] = (MIN_S, MAX_S),
 ) -> None:
-    """Speak texts until `count` of them or `hours` of speech are there; those outside the limits in s are skipped.
+    """Speak named texts until there are `count` or `hours` of speech, leaving out recordings outside the limits in s.
 
     A recording that is there already is read instead. metadata.csv is written last, so it marks a complete corpus.
-    Ends the program where the texts do not suffice."""
+    Raises UserError where the texts do not suffice."""
     (folder / "wavs").mkdir(parents=True, exist_ok=True)
-    task = progress.add_task(folder.name, total=hours if count is None else None, rate="")
+    by_count = count is not None
+    total, unit = (count, "sentences") if by_count else (hours * 3600, "s")
+    task = progress.add_task(folder.name, total=total, unit=unit, rate="")
     lines: list[str] = []
     seconds = new_seconds = 0.0
     began = progress.get_time()
-    number = 0
     while len(lines) != count and seconds < hours * 3600:
-        text = next(texts, None)
-        if text is None:
-            sys.exit(f"{folder}: the sentences suffice for {seconds / 3600:.2f} h only; ask for less")
-        name = f"{folder.name[0].upper()}{number:05}"
-        number += 1
+        name, text = next(texts, ("", ""))
+        if not name:
+            raise UserError(f"{folder}: the sentences suffice for {seconds / 3600:.2f} h only; ask for less")
         path = folder / "wavs" / f"{name}.wav"
         if path.exists():
             duration_s = soundfile.info(path).duration
         else:
-            sound = trim(speak(text))
+            sound = trim(speak(normalize(text)))
             duration_s = len(sound) / RATE_HZ
             new_seconds += duration_s
             partial = path.with_suffix(".partial")
@@ -123,9 +136,9 @@ def write_corpus(
             os.replace(partial, path)
         if limits[0] <= duration_s <= limits[1]:
             seconds += duration_s
-            lines.append(f"{name}|{text}|{text}\n")
+            lines.append(f"{name}|{text}|{normalize(text)}\n")
         rate = f"{new_seconds / (progress.get_time() - began):.1f} × real time"
-        progress.update(task, completed=seconds / 3600, rate=f"{len(lines)} sentences, {rate}")
+        progress.update(task, completed=len(lines) if by_count else min(seconds, total), rate=rate)
     used = {line.split("|")[0] for line in lines}
     for path in (folder / "wavs").iterdir():
         if path.stem not in used:
@@ -198,11 +211,8 @@ def joe() -> Voice:
 
 
 def klatt4() -> Voice:
-    """espeak-ng's voice en-us+klatt4, as in the recipe spoken-digits but a little faster."""
-    from djepa_mm.data import spoken_digits
-
-    spoken_digits.WORDS_PER_MINUTE = KLATT_WORDS_PER_MINUTE
-    return lambda text: spoken_digits.speak([text])[0][0].astype(np.float32) / 32768
+    """The voice of the recipe spoken-digits, a little faster."""
+    return lambda text: espeak.speak([text], VOICE, KLATT_WORDS_PER_MINUTE)[0][0].astype(np.float32) / 32768
 
 
 def trim(sound: np.ndarray) -> np.ndarray:
