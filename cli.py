@@ -31,14 +31,18 @@ app = typer.Typer(
 recipes_app = typer.Typer(
     help="The recipes that come with the package, and the checking of yours.", no_args_is_help=True
 )
+vocoder_app = typer.Typer(help="Train a vocoder of our own, and listen to what one does.", no_args_is_help=True)
 data_app = typer.Typer(help="Fetch or make a corpus; check one.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes", rich_help_panel=None)
 app.add_typer(data_app, name="data")
+app.add_typer(vocoder_app, name="vocoder")
 
 MOST_PATHS = 20  # that generate prints; of more, only the sheet and the folder
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a packaged recipe.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one checkpoint in it.")]
+OutOption = Annotated[Optional[Path], typer.Option(help="Run folder; runs/<recipe's name> by default.")]  # noqa: UP045
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on exactly where the run in the folder stopped.")]
 SetOption = Annotated[
     Optional[list[str]],  # noqa: UP045  (typer reads it at run time)
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. optim.lr=1e-4. Repeatable."),
@@ -70,10 +74,8 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 @app.command()
 def train(
     recipe: RecipeArgument,
-    out: Annotated[Optional[Path], typer.Option(help="Run folder; runs/<recipe's name> by default.")] = None,  # noqa: UP045
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on exactly where the run in the folder stopped.")
-    ] = False,
+    out: OutOption = None,
+    resume: ResumeOption = False,
     set_: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -372,6 +374,40 @@ def check_data(recipe: RecipeArgument, set_: SetOption = None) -> None:
     _console().print(table)
     if not healthy:
         raise typer.Exit(1)
+
+
+@vocoder_app.command("train")
+def train_vocoder_verb(
+    recipe: RecipeArgument = "vocoder",
+    out: OutOption = None,
+    resume: ResumeOption = False,
+    set_: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train our Fourier-head vocoder on recordings in LJSpeech's layout."""
+    from djepa_mm.train_vocoder import load_vocoder_recipe, train_vocoder
+
+    loaded = load_vocoder_recipe(recipe, set_ or [])
+    folder = out or Path("runs") / loaded.name
+    outcome = train_vocoder(loaded, folder, resume=resume, device=_device(device), console=_console())
+    if not outcome.finished:
+        typer.echo(f"go on with it: djepa-mm vocoder train {recipe} --out {outcome.run} --resume")
+        raise typer.Exit(130)
+    typer.echo(f"speak with it: --set 'tokenizer.vocoder={{kind: fourier, path: {outcome.run}}}'")
+
+
+@vocoder_app.command("copy")
+def copy_recordings(
+    run: RunArgument,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings; they stay as they are.")],
+    out: Annotated[Path, typer.Option(help="Folder for the sounds and the page.")] = Path("copies"),
+    device: DeviceOption = "auto",
+) -> None:
+    """Take recordings to log-mels and back, by the vocoder of a run and by Griffin-Lim, to listen and compare."""
+    from djepa_mm.train_vocoder import copy_synthesis
+
+    with _bar("copying") as progress:
+        typer.echo(copy_synthesis(run, files, out, device=_device(device), progress=progress))
 
 
 # --- shared by the verbs ----------------------------------------------------------------------------------------------

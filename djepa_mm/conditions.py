@@ -19,6 +19,7 @@ from djepa_mm.text import normalize
 from djepa_mm.types import Condition, UserError
 
 READABLE = string.ascii_letters + string.digits + string.punctuation + " "  # what espeak-ng's English reads
+MARKS = ".,;:!?\"()[]{}-"
 TextLayout = Literal["paced", "stretched", "plain"]
 
 
@@ -117,8 +118,13 @@ class Vocabulary:
     phonemes: bool = False
 
     def read(self, text: str) -> str:
-        """The text as it is read: numbers as words, one space between words, folded to lower case."""
-        text = " ".join((normalize(text) if self.english else text).split())
+        """The text as it is read: numbers as words, one space between words, folded to lower case.
+
+        Of the marks that only part words and sentences, those that are no symbols are left out."""
+        text = normalize(text) if self.english else text
+        if not self.phonemes:
+            text = "".join(" " if c in MARKS and c not in self.symbols else c for c in text)
+        text = " ".join(text.split())
         return text.lower() if self.lowercase else text
 
     def unknown(self, text: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from djepa_mm.conditions import Pace, TextLayout, text_condition
+from djepa_mm.conditions import Pace, TextLayout, Vocabulary, text_condition
+from djepa_mm.espeak import PHONEMES
+from djepa_mm.types import UserError
 
 PACE = Pace(per_symbol=(1.0, 3.0, 0.0, 2.0), margin=2.0)
 
@@ -63,3 +65,30 @@ def test_the_fit_keeps_unseen_symbols_at_the_mean_and_none_below_zero() -> None:
 def test_the_fit_of_texts_of_one_length() -> None:
     pace = Pace.fit([torch.tensor([0, 1]), torch.tensor([1, 0])], [8, 10], 2)
     assert pace.tokens(torch.tensor([0, 1])) == pytest.approx(9)
+
+
+DIGITS = Vocabulary(symbols=" efghinorstuvwxz", english=True)
+
+
+def test_texts_become_numbers() -> None:
+    vocabulary = Vocabulary(symbols="ab c")
+    assert vocabulary.encode("A  b").tolist() == [0, 2, 1]
+    assert torch.equal(DIGITS.encode("3, 1: zero."), DIGITS.encode("three one zero"))
+    assert DIGITS.clean("Three ☃ one") == "three one"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "empty"), (" . ", "empty"), ("three ☃ one", "'☃'"), ("twelve", "'l'")]
+)
+def test_texts_that_cannot_be_encoded(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DIGITS.encode(text)
+
+
+def test_phonemes_are_looked_up_from_the_text_as_it_is_written() -> None:
+    pytest.importorskip("espeakng_loader")
+    vocabulary = Vocabulary(symbols=PHONEMES, lowercase=False, english=True, phonemes=True)
+    say = ["".join(PHONEMES[n] for n in vocabulary.encode(text)) for text in ("In 1455.", "the US")]
+    assert say[0].endswith("fˈɔːɹtiːn fˈɪftifˈaɪv.")
+    assert say[1].endswith("jˌuːˈɛs")
+    assert vocabulary.unknown("naïve Ж") == "Ж"

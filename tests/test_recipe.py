@@ -9,7 +9,7 @@ from djepa_mm.build import build_model, build_sampler, count_classes
 from djepa_mm.recipe import dump_recipe, find_recipe, load_recipe, packaged_recipes, schema_class
 from djepa_mm.types import UserError
 
-RECIPES = sorted(packaged_recipes())
+RECIPES = sorted(name for name, path in packaged_recipes().items() if "\nkind: vocoder" not in path.read_text())
 ROOT = Path(__file__).parents[1]
 
 

@@ -6,7 +6,7 @@ B batch, S samples, F frames, M mel bands, r frames in a token, N = ceil(F / r) 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from djepa_mm.types import Config, MediaSpec, UserError
+from djepa_mm.vocoders import GRIFFIN_LIM, AnyVocoder
+from djepa_mm.vocoders.convention import MelConvention
 
 N_FFT = 1024
 HOP_SAMPLES = 256
@@ -26,12 +28,10 @@ MEL_BANDS = 80
 F_MAX_HZ = 8000.0
 FLOOR = 1e-5  # silence
 EDGE_SAMPLES = (N_FFT - HOP_SAMPLES) // 2  # reflected at both ends, so that F = S // HOP_SAMPLES
-CENTRE_SAMPLES = HOP_SAMPLES // 2  # frame i is centred on sample 256·i + 128, where torch.stft's would be on 256·i
 MIN_SAMPLES = EDGE_SAMPLES + 1  # a reflection needs one sample more than it reflects
 MIN_DURATION_S = 0.05
-
-GRIFFIN_LIM_MOMENTUM = 0.99
-INVERSION_STEPS = 30
+FADE_S = 0.01  # at the joins of clips
+PAUSE_S = 0.15  # between joined sentences, beside the silence that they have at their ends
 
 # Matplotlib's "magma" at nine even steps.
 MAGMA = ("000004", "1d1147", "51127c", "832681", "b73779", "e75263", "fc8961", "fec488", "fcfdbf")
@@ -40,15 +40,35 @@ PREVIEW_ZOOM = 3
 PREVIEW_WIDTH = 1500  # pixels; long clips are zoomed less
 
 
+def convention_at(sample_rate_hz: int) -> MelConvention:
+    """HiFi-GAN's convention; frame i is centred on sample 256·i + 128, where torch.stft's would be on 256·i."""
+    return MelConvention(
+        sample_rate_hz=sample_rate_hz,
+        n_fft=N_FFT,
+        window_samples=N_FFT,
+        window="hann",
+        hop_samples=HOP_SAMPLES,
+        first_centre_samples=HOP_SAMPLES // 2,
+        bands=MEL_BANDS,
+        f_min_hz=0.0,
+        f_max_hz=min(F_MAX_HZ, sample_rate_hz / 2),
+        scale="slaney",
+        norm="slaney",
+        log="natural",
+        floor=FLOOR,
+    )
+
+
 class MelConfig(Config):
-    """Groups of log-mel frames; sound comes back by Griffin-Lim."""
+    """Groups of log-mel frames; sound comes back by a vocoder."""
 
     kind: Literal["mel"]
     frames_per_token: PositiveInt = 4
     sample_rate_hz: PositiveInt = 22050
     max_duration_s: PositiveFloat = 30.0
     """The longest speech that may be asked for."""
-    griffin_lim_iterations: PositiveInt = 60
+    vocoder: AnyVocoder = GRIFFIN_LIM
+    """What turns frames into sound."""
 
     def build(self) -> Mel:
         return Mel(self)
@@ -60,20 +80,12 @@ class Mel:
     suffix: ClassVar[str] = ".wav"
 
     def __init__(self, config: MelConfig) -> None:
-        from torchaudio.functional import melscale_fbanks
-
         self.config = config
         self.sample_rate_hz = config.sample_rate_hz
         self.token_dim = config.frames_per_token * MEL_BANDS
-        self.filters = melscale_fbanks(
-            n_freqs=N_FFT // 2 + 1,
-            f_min=0.0,
-            f_max=min(F_MAX_HZ, config.sample_rate_hz / 2),
-            n_mels=MEL_BANDS,
-            sample_rate=config.sample_rate_hz,
-            norm="slaney",
-            mel_scale="slaney",
-        ).T  # (M, N_FFT/2 + 1)
+        self.convention = convention_at(config.sample_rate_hz)
+        self.vocoder = config.vocoder.build(self.convention)
+        self.filters = self.convention.filters()
         self.window = torch.hann_window(N_FFT)
         self.mean = torch.zeros(MEL_BANDS)
         self.std = torch.ones(MEL_BANDS)
@@ -101,6 +113,14 @@ class Mel:
                 f"{self.config.max_duration_s:g} s (tokenizer.max_duration_s)"
             )
         return self.spec_of((samples,))
+
+    @property
+    def span(self) -> tuple[int, int, int]:
+        return (self.config.frames_per_token * HOP_SAMPLES, 1, 1)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.sample_rate_hz / self.span[0]
 
     def encode(self, media: Tensor) -> Tensor:
         log_mel = (self._padded(media) - self.mean.to(media)[:, None]) / self.std.to(media)[:, None]
@@ -139,6 +159,45 @@ class Mel:
         media = media.detach().float().cpu()
         soundfile.write(path, (media / media.abs().max().clamp_min(1)).numpy(), self.sample_rate_hz, subtype="PCM_16")
 
+    def load(self, path: Path) -> Tensor:
+        """Any file that libsndfile reads, mixed down to mono and brought to this sample rate."""
+        import soundfile
+        from torchaudio.functional import resample
+
+        try:
+            sound, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path}: not readable as sound ({' '.join(str(error).split())})") from None
+        if not len(sound) or not np.isfinite(sound).all():
+            raise UserError(f"{path}: {'samples that are not numbers' if len(sound) else 'no samples'}")
+        waveform = torch.from_numpy(sound).mean(dim=1)
+        return waveform if rate_hz == self.sample_rate_hz else resample(waveform, rate_hz, self.sample_rate_hz)
+
+    def blend(self, original: Tensor, new: Tensor, kept: Tensor) -> Tensor:
+        """With a raised cosine of FADE_S on the inner side of each join."""
+        fade = max(1, round(FADE_S * self.sample_rate_hz))
+        changed = (~kept).float()[None, None]
+        # 1/2 beside a join, 1 from `fade` samples inside the change on
+        near = functional.avg_pool1d(changed, 2 * fade - 1, 1, fade - 1, count_include_pad=False)[0, 0]
+        share = torch.sin((2 * near - 1).clamp(0, 1) * math.pi / 2).square() * ~kept  # of the new
+        return torch.lerp(original, new, share)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """With a short pause between parts, and their ends faded to silence so that nothing clicks."""
+        fade = round(FADE_S * self.sample_rate_hz)
+        ramp = torch.sin(torch.linspace(0, math.pi / 2, fade)).square()
+        pause = torch.zeros(round(PAUSE_S * self.sample_rate_hz))
+        joined: list[Tensor] = []
+        for number, part in enumerate(parts):
+            part = part.clone()
+            if number > 0:
+                joined.append(pause)
+                part[:fade] *= ramp[: len(part)]
+            if number < len(parts) - 1:
+                part[-fade:] *= ramp.flip(0)[-len(part) :]
+            joined.append(part)
+        return torch.cat(joined)
+
     def preview(self, media: Tensor) -> Image.Image:
         """The log-mel as a picture: time to the right, pitch upwards."""
         log_mel = self.log_mel(media.detach()[None].float())[0].cpu().numpy()
@@ -162,40 +221,10 @@ class Mel:
 
     def waveform(self, log_mel: Tensor, samples: int | None = None) -> Tensor:
         """(B, M, F) -> (B, samples), by default 256·F, at most 255 more. The same mel gives the same sound."""
-        from torchaudio.functional import griffinlim
-
-        if samples is None:
-            samples = log_mel.shape[-1] * HOP_SAMPLES
-        # Griffin-Lim's frame i is centred on sample 256·i, ours on 256·i + 128. One more frame in front and two behind
-        # cover the half hops at both ends; then its sample 128 is our sample 0.
-        magnitude = functional.pad(self._magnitude(log_mel), (1, 2), mode="replicate")
-        sound = griffinlim(
-            magnitude,
-            self.window.to(log_mel.device),
-            n_fft=N_FFT,
-            hop_length=HOP_SAMPLES,
-            win_length=N_FFT,
-            power=1.0,
-            n_iter=self.config.griffin_lim_iterations,
-            momentum=GRIFFIN_LIM_MOMENTUM,
-            length=None,
-            rand_init=False,  # measured: as good as a random phase, and repeatable
-        )
-        return sound[:, CENTRE_SAMPLES : CENTRE_SAMPLES + samples]
+        return self.vocoder(log_mel, log_mel.shape[-1] * HOP_SAMPLES if samples is None else samples)
 
     def _padded(self, waveform: Tensor) -> Tensor:
         """(B, S) -> (B, M, N·r): the log-mel, filled up with silence to whole tokens."""
         log_mel = self.log_mel(waveform)
         missing = -log_mel.shape[-1] % self.config.frames_per_token
         return functional.pad(log_mel, (0, missing), value=math.log(FLOOR))
-
-    def _magnitude(self, log_mel: Tensor) -> Tensor:
-        """(B, M, F) -> (B, N_FFT/2 + 1, F): a non-negative spectrum x with W·x near the mels.
-
-        Multiplicative updates x ← x·(Wᵀm) / (WᵀWx) (Lee and Seung, 2001); nearer than the clamped pseudo-inverse."""
-        filters = self.filters.to(log_mel.device)
-        target = filters.T @ log_mel.exp()
-        x = target
-        for _ in range(INVERSION_STEPS):
-            x = x * target / (filters.T @ (filters @ x)).clamp_min(1e-10)
-        return x

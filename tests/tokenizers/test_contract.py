@@ -144,6 +144,32 @@ def test_saved_files_and_previews_can_be_opened(config: Any, tmp_path: Path) -> 
     else:
         assert path.stat().st_size > 0
     assert min(tokenizer.preview(media).size) >= 64
+    torch.testing.assert_close(tokenizer.load(path), media, atol=0.01, rtol=0)
+    missing = tmp_path / f"missing{tokenizer.suffix}"
+    with pytest.raises(UserError, match=missing.name):
+        tokenizer.load(missing)
+
+
+def test_a_token_stands_for_its_span(config: Any) -> None:
+    tokenizer = config.build()
+    wanted = spec(tokenizer)
+    axes = wanted.shape if len(wanted.shape) == 1 else wanted.shape[1:]  # (samples,), (H, W) or (T, H, W)
+    sizes = {1: (*axes, 1, 1), 2: (1, *axes), 3: axes}[len(axes)]
+    assert wanted.grid == tuple(-(-size // span) for size, span in zip(sizes, tokenizer.span, strict=True))
+    if tokenizer.tokens_per_s is not None:
+        second = tokenizer.spec_for(duration_s=DURATION_S).grid[0]
+        assert second == pytest.approx(tokenizer.tokens_per_s * DURATION_S, abs=1)
+
+
+def test_what_is_kept_stays_when_media_are_blended(config: Any) -> None:
+    tokenizer = config.build()
+    original, new = realistic(spec(tokenizer).shape, 0)
+    axes = original.shape if original.dim() == 1 else original.shape[1:]
+    kept = torch.ones(axes, dtype=torch.bool)
+    kept[len(kept) // 4 : len(kept) // 2] = False
+    blended = tokenizer.blend(original, new, kept)
+    assert torch.equal(blended[..., kept], original[..., kept])
+    assert (blended[..., ~kept] != original[..., ~kept]).float().mean() > 0.9
 
 
 def test_lengths_that_make_no_sense_are_refused_in_one_line(config: Any) -> None:
