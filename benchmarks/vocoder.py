@@ -1,0 +1,113 @@
+"""Our vocoder beside Griffin-Lim, on recordings that it has not learned from.
+
+    python benchmarks/vocoder.py runs/vocoder
+
+The clips are those that the run's recipe held out (data.held_out). Each goes through the mel and back by both; measured
+are the multi-resolution STFT distance to the recording, the word error rate of a recogniser that hears one of the
+corpus' sentences, and the speed on one core, the median over clips. Beside them: the recordings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from djepa_mm.checkpoint import find_checkpoint, read_state
+from djepa_mm.evaluate.distance import stft_distance
+from djepa_mm.evaluate.words import normalise, recogniser, word_error_rate
+from djepa_mm.tokenizers.mel import MelConfig
+from djepa_mm.train_vocoder import load_vocoder_recipe
+from djepa_mm.types import Source
+from djepa_mm.vocoders.fourier import load_fourier
+from djepa_mm.vocoders.griffin_lim import GriffinLimConfig
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder of the vocoder, or a checkpoint")
+    parser.add_argument("--set", action="append", default=[], help="override of its recipe, such as data.root=FOLDER")
+    parser.add_argument("--iterations", type=int, default=60, help="of Griffin-Lim")
+    parser.add_argument(
+        "--recogniser", nargs="*", default=["sentences", "language-model"], help="as in djepa-mm evaluate"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file; by default vocoder.json in the run folder")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    checkpoint = find_checkpoint(args.run)
+    recipe = load_vocoder_recipe(checkpoint / "recipe.yaml", args.set)
+    held_out, learned = (recipe.data.model_copy(update={"split": split}).build() for split in ("held-out", "train"))
+    clips = [held_out.read(index).media for index in range(len(held_out))]
+    texts = known_texts(held_out)
+    recognisers = {
+        name: recogniser(name, [*texts.values(), *known_texts(learned).values()]) for name in args.recogniser
+    }
+
+    vocoder = GriffinLimConfig(kind="griffin-lim", iterations=args.iterations)
+    mel = MelConfig(kind="mel", sample_rate_hz=held_out.sample_rate_hz, vocoder=vocoder).build()
+    ours = load_fourier(checkpoint, mel.convention)
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        "recordings": lambda clip: clip,
+        f"Griffin-Lim, {args.iterations} iterations": lambda clip: mel.waveform(mel.log_mel(clip[None]), len(clip))[0],
+        "ours": lambda clip: ours(mel.log_mel(clip[None]), len(clip))[0],
+    }
+    table = Table(
+        "what", "clips", "STFT distance", *(f"words wrong: {name}" for name in recognisers), "times real time"
+    )
+    rows: list[dict[str, Any]] = []
+    for what, way in ways.items():
+        sounds, speeds = [], []
+        way(clips[0])  # warm
+        for clip in clips:
+            began = time.perf_counter()
+            sounds.append(way(clip))
+            speeds.append(len(clip) / mel.sample_rate_hz / (time.perf_counter() - began))
+        row: dict[str, Any] = {
+            "what": what,
+            "clips": len(clips),
+            "stft_distance": fmean(stft_distance(clip, sound) for clip, sound in zip(clips, sounds, strict=True)),
+            "times_real_time": median(speeds),
+        }
+        for name, listener in recognisers.items():
+            heard = [normalise(listener.hear(sounds[index], mel.sample_rate_hz)) for index in texts]
+            row[f"word_error_rate_{name}"] = word_error_rate(list(texts.values()), heard)
+        rows.append(row)
+        rates = [f"{row[f'word_error_rate_{name}']:.1%}" for name in recognisers]
+        speed = "" if what == "recordings" else f"{row['times_real_time']:.0f}"
+        table.add_row(what, str(len(clips)), f"{row['stft_distance']:.3f}", *rates, speed)
+    state = read_state(checkpoint)
+    Console(width=120).print(table)
+    print(f"{len(texts)} clips with {sum(len(text.split()) for text in texts.values())} words were recognised")
+    result = {
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "step": state["step"],
+        "minutes": state["seconds"] / 60,
+        "rows": rows,
+    }
+    path = args.out or checkpoint.parent.parent / "vocoder.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def known_texts(source: Source) -> dict[int, str]:
+    """The corpus' texts, normalised, by index, without those that hold a word which pocketsphinx does not know."""
+    from pocketsphinx import Decoder
+
+    dictionary = Decoder(lm=None, loglevel="FATAL")
+    texts = {index: normalise(source.text(index) or "") for index in range(len(source))}
+    return {i: t for i, t in texts.items() if t and all(dictionary.lookup_word(word) for word in t.split())}
+
+
+if __name__ == "__main__":
+    main()
