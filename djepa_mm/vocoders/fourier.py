@@ -76,7 +76,7 @@ class FourierVocoder(nn.Module):
         return torch.complex(magnitude * phase.cos(), magnitude * phase.sin())  # torch.polar is slower in training
 
     def forward(self, log_mel: Tensor, samples: int) -> Tensor:
-        mel = self.convention
+        mel = self.to(log_mel.device).convention
         log_mel = padded_to(log_mel, samples, mel.hop_samples)
         return overlap_add(self.spectrum(log_mel), self.window, mel.hop_samples, mel.first_centre_samples)[:, :samples]
 

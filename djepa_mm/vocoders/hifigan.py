@@ -83,7 +83,8 @@ class HifiGan:
             check_convention(f"{where} ({name})", self.convention, convention, advice)
             model, report = kind.from_pretrained(config.path, output_loading_info=True)
         except (OSError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"{where} cannot be read: {' '.join(str(error).split())[:200]}") from None
+            problem = " ".join(str(error).split())[:150]
+            raise UserError(f"{where} cannot be read, from a folder or from the hub: {problem}") from None
         if report["missing_keys"]:
             raise UserError(f"{where} is not whole: without {', '.join(sorted(report['missing_keys'])[:3])}")
         self.model = model.requires_grad_(False).eval()
