@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from djepa_mm.build import Conditions, build_model
 from djepa_mm.conditions import ClassConditioner, Pace, TextConditioner, class_condition, text_condition
 from djepa_mm.djepa import DJEPA, Positions, Size
+from djepa_mm.generate import Generation
 from djepa_mm.heads.flow import FlowHead
 from djepa_mm.nn.blocks import Streams
+from djepa_mm.recipe import load_recipe
 from djepa_mm.types import MediaSpec, TokenBatch
 
 GRID = (1, 3, 4)
@@ -85,3 +88,30 @@ def text_batch() -> TokenBatch:
             Pace(per_symbol=(1.0, 2.0, 0.5, 3.0, 0.0, 1.0), margin=1.0),
         ),
     )
+
+
+SMALL = (
+    *("model.width=32", "model.depth=1", "model.heads=2", "head.width=32", "head.blocks=1", "head.steps=2"),
+    "sample.steps=2",
+)
+
+
+def untrained(
+    recipe: str, *overrides: str, classes: tuple[str, ...] = (), words: tuple[str, ...] = (), pace: Pace | None = None
+) -> Generation:
+    """A small untrained model of a packaged recipe, ready to generate."""
+    loaded = load_recipe(recipe, [*SMALL, *overrides])
+    tokenizer = loaded.tokenizer.build()
+    model = build_model(loaded, tokenizer, len(classes))
+    return Generation(loaded, model, tokenizer, classes=classes, words=words, conditions=Conditions(loaded, pace))
+
+
+@pytest.fixture
+def speaker() -> Generation:
+    """Of spoken digits; 1 token a character, and 30 at the ends."""
+    return untrained("spoken-digits", pace=Pace(per_symbol=(1.0,) * 16, margin=30.0, longest=60))
+
+
+@pytest.fixture
+def painter() -> Generation:
+    return untrained("digits", classes=tuple("0123456789"))

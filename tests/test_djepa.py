@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-import pytest
 import torch
 
 from djepa_mm.djepa import DJEPA
@@ -159,7 +158,9 @@ def test_training_mode_leaves_the_averages_in_evaluation(picture_model: Build) -
 
 def test_two_streams_have_weights_of_their_own(text_model: Build, text_batch: TokenBatch) -> None:
     one, two = text_model(), text_model(streams="two")
-    blocks = [sum(p.numel() for p in model.online.encoder.stack.transformer.blocks.parameters()) for model in (one, two)]
+    blocks = [
+        sum(p.numel() for p in model.online.encoder.stack.transformer.blocks.parameters()) for model in (one, two)
+    ]
     assert blocks[1] == 2 * blocks[0]
     two.loss(text_batch, rng()).total.backward()
     for name, parameter in two.online.encoder.named_parameters():

@@ -8,32 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from djepa_mm.build import Conditions, build_model
-from djepa_mm.conditions import Pace
 from djepa_mm.edit import Edit, in_paint, replace_span, run_edits
 from djepa_mm.generate import Generation, Request
-from djepa_mm.recipe import load_recipe
 from djepa_mm.types import UserError
 
-SMALL = [
-    "model.width=32", "model.depth=1", "model.heads=2", "head.width=32", "head.blocks=1", "head.steps=2",
-    "sample.steps=2",
-]  # fmt: skip
 TOKEN = 1024  # samples
-
-
-def generation(recipe: str, *overrides: str, classes: tuple[str, ...] = (), pace: Pace | None = None) -> Generation:
-    loaded = load_recipe(recipe, [*SMALL, *overrides])
-    tokenizer = loaded.tokenizer.build()
-    model = build_model(loaded, tokenizer, len(classes))
-    conditions = Conditions(loaded, pace)
-    return Generation(loaded, model, tokenizer, classes=classes, words=(), conditions=conditions)
-
-
-@pytest.fixture
-def speaker() -> Generation:
-    """8 tokens a text of one word, whatever it is."""
-    return generation("spoken-digits", pace=Pace(per_symbol=(0.0,) * 16, margin=30.0, longest=60))
 
 
 def clip(samples: int = 20 * TOKEN) -> torch.Tensor:
@@ -57,7 +36,8 @@ def test_a_replaced_span_moves_out_to_whole_tokens_and_the_rest_stays(speaker: G
     (edited,) = run_edits(speaker, [edit])
     assert edited.shape == media.shape
     changed = (edited != media).nonzero()[:, 0]
-    assert 5 * TOKEN <= changed.min() and changed.max() < 10 * TOKEN
+    assert changed.min() >= 5 * TOKEN
+    assert changed.max() < 10 * TOKEN
     assert len(changed) > 4 * TOKEN
     # and so its mel differs in no frame that lies three or more outside
     before, after = speaker.tokenizer.log_mel(media[None])[0], speaker.tokenizer.log_mel(edited[None])[0]  # type: ignore[attr-defined]
@@ -80,7 +60,8 @@ def test_given_tokens_reach_the_sampler_as_they_are(speaker: Generation) -> None
     media = clip()
     edit = cut(speaker, media, start_s=seconds(4), stop_s=seconds(6), new_s=seconds(3))
     tokens = speaker.tokenizer.encode(media[None])[0]
-    assert edit.job.tokens is not None and edit.job.known is not None
+    assert edit.job.tokens is not None
+    assert edit.job.known is not None
     assert torch.equal(edit.job.tokens[edit.job.known], torch.cat([tokens[:4], tokens[6:]]))
     sampled = speaker._sample([edit.job], speaker.sampler, lambda *_: None)[0]
     assert torch.equal(sampled[edit.job.known], edit.job.tokens[edit.job.known])
@@ -89,9 +70,9 @@ def test_given_tokens_reach_the_sampler_as_they_are(speaker: Generation) -> None
 def test_a_clip_goes_on(speaker: Generation) -> None:
     media = clip(10 * TOKEN)
     for edit, length in (
-        (cut(speaker, media), 30),  # as long as the text takes in all
+        (cut(speaker, media), 33),  # as long as the text takes in all
         (cut(speaker, media, new_s=seconds(7)), 17),
-        (cut(speaker, media, start_s=seconds(8)), 30),
+        (cut(speaker, media, start_s=seconds(8)), 33),
     ):
         (edited,) = run_edits(speaker, [edit])
         assert len(edited) == length * TOKEN
@@ -107,7 +88,8 @@ def test_joins_do_not_click(speaker: Generation) -> None:
     assert torch.equal(blended[kept], original[kept])
     assert torch.equal(blended[4300:8700], new[4300:8700])
     share = (blended - original) / (new - original)
-    assert share[4000] < 1e-3 and share[8999] < 1e-3
+    assert share[4000] < 1e-3
+    assert share[8999] < 1e-3
     assert share[4000:4200].diff().min() > -1e-3
 
 
@@ -116,7 +98,8 @@ def test_parts_are_joined_with_a_pause_and_without_a_step(speaker: Generation) -
     joined = speaker.tokenizer.join(parts)
     assert len(joined) > 9000
     assert joined.diff().abs().max() < 0.01
-    assert joined[0] == 0.5 and joined[-1] == -0.5
+    assert joined[0] == 0.5
+    assert joined[-1] == -0.5
     assert (joined[5000 : len(joined) - 4000] == 0).all()
 
 
@@ -135,11 +118,6 @@ def test_parts_are_joined_with_a_pause_and_without_a_step(speaker: Generation) -
 def test_spans_that_do_not_fit(speaker: Generation, options: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         cut(speaker, clip(), **options)
-
-
-@pytest.fixture
-def painter() -> Generation:
-    return generation("digits", classes=tuple("0123456789"))
 
 
 def test_in_painting_changes_what_is_masked_alone(painter: Generation) -> None:

@@ -153,11 +153,13 @@ class Mel:
         self.mean, self.std = statistics["mean"], statistics["std"]
 
     def save(self, media: Tensor, path: Path) -> None:
-        """Write 16-bit PCM; sound beyond [-1, 1] is turned down as a whole, for clipping it would crackle."""
+        """Write 16-bit PCM; sound beyond [-1, 1] is turned down as a whole, for clipping it would crackle.
+
+        What was read from 16-bit PCM is written as the same samples again."""
         import soundfile
 
-        media = media.detach().float().cpu()
-        soundfile.write(path, (media / media.abs().max().clamp_min(1)).numpy(), self.sample_rate_hz, subtype="PCM_16")
+        samples = (_within_range(media.detach().float().cpu()) * 32768).round().clamp(-32768, 32767)
+        soundfile.write(path, samples.to(torch.int16).numpy(), self.sample_rate_hz, subtype="PCM_16")
 
     def load(self, path: Path) -> Tensor:
         """Any file that libsndfile reads, mixed down to mono and brought to this sample rate."""
@@ -175,6 +177,7 @@ class Mel:
 
     def blend(self, original: Tensor, new: Tensor, kept: Tensor) -> Tensor:
         """With a raised cosine of FADE_S on the inner side of each join."""
+        new = _within_range(new)
         fade = max(1, round(FADE_S * self.sample_rate_hz))
         changed = (~kept).float()[None, None]
         # 1/2 beside a join, 1 from `fade` samples inside the change on
@@ -228,3 +231,8 @@ class Mel:
         log_mel = self.log_mel(waveform)
         missing = -log_mel.shape[-1] % self.config.frames_per_token
         return functional.pad(log_mel, (0, missing), value=math.log(FLOOR))
+
+
+def _within_range(sound: Tensor) -> Tensor:
+    """Turned down as a whole where it goes beyond [-1, 1]."""
+    return sound / sound.abs().max().clamp_min(1)

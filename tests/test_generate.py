@@ -1,0 +1,51 @@
+"""Long texts in parts, and lengths."""
+
+from __future__ import annotations
+
+import pytest
+
+from djepa_mm.generate import SLACK, Generation, Job, Request
+from djepa_mm.types import UserError
+
+THREE = "one two three. four five six! seven"
+
+
+def test_a_text_is_cut_at_its_sentences(speaker: Generation) -> None:
+    parts = speaker.parts(Request(text=THREE, seed=(5,)))
+    assert [part.text for part in parts] == ["one two three.", "four five six!", "seven"]
+    assert len({part.seed for part in parts}) == 3
+
+
+def test_three_minutes_of_text_come_in_parts_that_fit(speaker: Generation) -> None:
+    text = "one two three four five six seven eight nine zero " * 100
+    parts = speaker.parts(Request(text=text))
+    assert " ".join(part.text or "" for part in parts).split() == text.split()
+    assert all((speaker.expected_tokens(part) or 0) <= SLACK * 60 for part in parts)
+    assert len(parts) < 150
+
+
+def test_a_given_duration_is_shared_out(speaker: Generation) -> None:
+    parts = speaker.parts(Request(text=THREE, duration_s=9.0))
+    lengths = [part.duration_s or 0 for part in parts]
+    assert sum(lengths) == pytest.approx(9)
+    assert lengths[0] == pytest.approx(lengths[1], rel=0.1)
+    assert lengths[2] < lengths[0]
+
+
+def test_parts_are_joined(speaker: Generation) -> None:
+    whole = speaker([Request(text="one two. three.")])[0]
+    requests = speaker.parts(Request(text="one two. three."))
+    parts = speaker.sample([Job(request=part, spec=speaker.spec(part)) for part in requests])
+    assert len(whole) == pytest.approx(sum(len(part) for part in parts) + 0.15 * 22050, abs=2)
+
+
+def test_the_rate_changes_the_length(speaker: Generation) -> None:
+    slow, plain, quick = (speaker.spec(Request(text="one two", rate=r)).num_tokens for r in (0.5, 1.0, 2.0))
+    assert (slow, plain, quick) == (74, 37, 18)
+    with pytest.raises(UserError, match="out of range"):
+        speaker.check(Request(text="one", rate=0.0))
+
+
+def test_a_word_that_is_too_long_is_named(speaker: Generation) -> None:
+    with pytest.raises(UserError, match="nineoneoneone"):
+        speaker.check(Request(text="one nine" + "one" * 40))
