@@ -19,7 +19,7 @@ from djepa_mm.text import normalize
 from djepa_mm.types import Condition, UserError
 
 READABLE = string.ascii_letters + string.digits + string.punctuation + " "  # what espeak-ng's English reads
-MARKS = ".,;:!?\"()[]{}-"
+MARKS = '.,;:!?"()[]{}-'
 TextLayout = Literal["paced", "stretched", "plain"]
 
 

@@ -158,13 +158,13 @@ def test_training_mode_leaves_the_averages_in_evaluation(picture_model: Build) -
 
 def test_two_streams_have_weights_of_their_own(text_model: Build, text_batch: TokenBatch) -> None:
     one, two = text_model(), text_model(streams="two")
-    blocks = [
-        sum(p.numel() for p in model.online.encoder.stack.transformer.blocks.parameters()) for model in (one, two)
-    ]
-    assert blocks[1] == 2 * blocks[0]
+    stacks = [model.online.encoder.stack.transformer.blocks for model in (one, two)]
+    single, double = (sum(p.numel() for p in stack.parameters()) for stack in stacks)
+    assert double == 2 * single
     two.loss(text_batch, rng()).total.backward()
     for name, parameter in two.online.encoder.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
 
 
 def test_two_streams_with_the_same_weights_are_one(text_model: Build, text_batch: TokenBatch) -> None:

@@ -30,7 +30,7 @@ class LJSpeechConfig(SourceConfig):
     limit: PositiveInt | None = None
     """Keep only the first clips within the range."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the sentences that are kept for evaluation; by the letters alone, so the same sentence is on one side."""
+    """Share of the sentences kept for evaluation; by their letters, so that no sentence is on both sides."""
     split: Literal["train", "held-out"] = "train"
     """Which side of `held_out` to read."""
 
@@ -90,7 +90,8 @@ class LJSpeech:
                 self.clips.append(clip)
         if not self.clips and not any(self.left_out.values()):
             raise UserError(
-                f"data.root: no clip of {config.root!r} is on the side {config.split!r}; data.held_out is {config.held_out:g}"
+                f"data.root: no clip of {config.root!r} is on the side {config.split!r} "
+                f"of data.held_out {config.held_out:g}; choose a larger share"
             )
         if all(clip.broken for clip in self.clips):
             why = self.clips[0].broken if self.clips else ", ".join(f"{n} {what}" for what, n in self.left_out.items())

@@ -17,7 +17,8 @@ from djepa_mm.types import UserError
 def recogniser_for(generation: Generation, name: str, texts: Sequence[str]) -> Recogniser:
     """The recogniser of that name; `auto` listens for the corpus' own words where they are few, else for any English.
 
-    `sentences` listens for one of the texts. Raises UserError where it cannot be had, or where `grammar` is asked for and the words are too many."""
+    `sentences` listens for one of the texts. Raises UserError where it cannot be had, or where `grammar` is asked for
+    and the corpus has too many words."""
     if name == "auto":
         name = "grammar" if generation.words else "language-model"
     if name == "grammar":

@@ -22,7 +22,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Attention(nn.Module):
-    """In two halves, `project` and `attend`, between which two sequences can be joined; `out` is the caller's to apply."""
+    """In two halves, `project` and `attend`, between which two sequences can be joined; the caller applies `out`."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ Streams = Literal["one", "two"]
 
 
 class Block(nn.Module):
-    """Pre-LN ViT block with q/k norm, one set of weights for the whole sequence: D-JEPA's class-conditional backbone."""
+    """Pre-LN ViT block with q/k norm and one set of weights: D-JEPA's class-conditional backbone."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
 
 class TwoStreamBlock(nn.Module):
-    """A set of weights for the condition and one for the media, one joint attention over both (D-JEPA-T2I, method §4)."""
+    """Weights for the condition and weights for the media, one joint attention over both (D-JEPA-T2I, fig. 2b)."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float) -> None:
         super().__init__()
