@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,6 +73,12 @@ def recogniser(name: str, texts: Sequence[str]) -> Recogniser:
     return WhisperRecogniser(name)
 
 
+def known_words(words: Iterable[str]) -> set[str]:
+    """Those of the words that pocketsphinx' dictionary has, so that a grammar can hold them."""
+    dictionary = _decoder(lm=None)
+    return {word for word in words if dictionary.lookup_word(word) is not None}
+
+
 class _Pocketsphinx:
     """pocketsphinx with its packaged English sounds, hearing what a JSGF rule allows, or else any English."""
 
@@ -83,9 +89,7 @@ class _Pocketsphinx:
             return
         if not words:
             raise UserError("a recogniser's grammar needs words; the texts hold none")
-        dictionary = _decoder(lm=None)
-        unknown = sorted({word for word in words if dictionary.lookup_word(word) is None})
-        if unknown:
+        if unknown := sorted(set(words) - known_words(words)):
             raise UserError(f"not in pocketsphinx' dictionary: {', '.join(unknown[:10])}; use another recogniser")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "words.gram"
