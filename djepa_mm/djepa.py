@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from djepa_mm.averaging import update_average
 from djepa_mm.conditions import ConditionTokens
-from djepa_mm.masking import MaskRatio, draw_mask
+from djepa_mm.masking import MaskRatio, Order, draw_mask
 from djepa_mm.nn.blocks import Streams, Transformer, xavier_init
 from djepa_mm.nn.positions import LearnedPositions, RotaryPositions
 from djepa_mm.types import Condition, Head, TokenBatch
@@ -158,6 +158,7 @@ class DJEPA(nn.Module):
     The method uses one EMA for the target encoder and for the sampling weights, so one copy is kept:
     `averaged.encoder` is the target encoder.
 
+    mask_orders: what is masked is what such an order would reveal last; of several, one is drawn for each batch.
     condition_drop: probability that a sample's condition is replaced by the null one, for guidance.
     """
 
@@ -170,6 +171,7 @@ class DJEPA(nn.Module):
         conditioner: nn.Module,
         head: nn.Module,
         mask_ratio: MaskRatio | None = None,
+        mask_orders: tuple[Order, ...] = ("random",),
         condition_drop: float = 0.1,
         generation_weight: float = 1.0,
         prediction_weight: float = 1.0,
@@ -178,7 +180,7 @@ class DJEPA(nn.Module):
         self.token_dim = token_dim
         self.online = Networks(token_dim=token_dim, size=size, positions=positions, conditioner=conditioner, head=head)
         self.averaged = copy.deepcopy(self.online).requires_grad_(False).eval()
-        self.mask_ratio = mask_ratio or MaskRatio()
+        self.mask_ratio, self.mask_orders = mask_ratio or MaskRatio(), mask_orders
         self.condition_drop = condition_drop
         self.generation_weight, self.prediction_weight = generation_weight, prediction_weight
 
@@ -195,7 +197,12 @@ class DJEPA(nn.Module):
 
     def loss(self, batch: TokenBatch, generator: torch.Generator) -> Losses:
         """Draw a mask, then L = w_d · L_d + w_p · L_p over the masked tokens (D-JEPA eq. 4–6)."""
-        masked = draw_mask(batch.valid, self.mask_ratio.draw(generator), generator)  # (B, N)
+        order = self.mask_orders[0]
+        if len(self.mask_orders) > 1:
+            chosen = torch.randint(len(self.mask_orders), (), generator=generator, device=generator.device)
+            order = self.mask_orders[int(chosen)]
+        ratio = self.mask_ratio.draw(generator)
+        masked = draw_mask(batch.valid, ratio, generator, batch.positions, order)  # (B, N)
         dropped = torch.rand(len(masked), generator=generator, device=generator.device) < self.condition_drop
         dropped = dropped.to(masked.device)
         context = self.online.encode(batch.tokens, batch.positions, batch.valid & ~masked, batch.condition, dropped)

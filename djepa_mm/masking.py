@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Order = Literal["random", "frames", "tubes", "raster"]
+Schedule = Literal["cosine", "linear"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,25 +31,50 @@ class MaskRatio:
         return ratio.item()
 
 
-def draw_mask(valid: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
-    """Mask ceil(n · ratio) of each sample's n valid tokens, chosen uniformly.
+def reveal_keys(positions: Tensor, order: Order, generator: torch.Generator) -> Tensor:
+    """positions (B, N, 3) on (t, h, w) -> (B, N): the place with the lowest key is revealed first.
 
-    valid (B, N) bool -> masked (B, N) bool, a subset of valid.
+    random: any place, independently. frames: one t after the other, at random within it. tubes: all t of a place
+    (h, w) together, the places at random. raster: as the tokens are numbered.
     """
-    scores = torch.rand(valid.shape, generator=generator, device=generator.device).to(valid.device)
-    rank = scores.masked_fill(~valid, torch.inf).argsort(dim=1).argsort(dim=1)  # (B, N), padding last
+    shape, device = positions.shape[:2], positions.device
+    if order == "raster":
+        return torch.arange(shape[1], device=device, dtype=torch.float32).expand(shape)
+    keys = torch.rand(shape, generator=generator, device=generator.device).to(device)
+    if order == "frames":
+        return positions[..., 0] + keys
+    if order == "tubes":
+        _, h, w = positions.long().unbind(-1)
+        place = h * (int(w.max()) + 1) + w  # (B, N)
+        tubes = torch.rand(len(positions), int(place.max()) + 1, generator=generator, device=generator.device)
+        return tubes.to(device).gather(1, place)
+    return keys
+
+
+def draw_mask(
+    valid: Tensor, ratio: float, generator: torch.Generator, positions: Tensor | None = None, order: Order = "random"
+) -> Tensor:
+    """Mask ceil(n · ratio) of each sample's n valid tokens: those that `order` would reveal last.
+
+    valid (B, N) bool, positions (B, N, 3), which `random` can do without -> masked (B, N) bool, a subset of valid.
+    """
+    if positions is None:
+        positions = torch.zeros(*valid.shape, 3, device=valid.device)
+    last_first = -reveal_keys(positions, order, generator)
+    rank = last_first.masked_fill(~valid, torch.inf).argsort(dim=1).argsort(dim=1)  # (B, N), padding last
     count = (valid.sum(1, keepdim=True) * ratio).ceil()
     return (rank < count) & valid
 
 
-def reveal_schedule(num_tokens: int, steps: int) -> list[int]:
+def reveal_schedule(num_tokens: int, steps: int, schedule: Schedule = "cosine") -> list[int]:
     """How many tokens are known after each of T steps: N − floor(N · cos(π/2 · n/T)), at least one new a step.
 
-    All are known after the last step; where T > N, the steps after the N-th reveal nothing.
+    `linear` reveals about as many in each step, for orders that know their neighbours early. All are known after the
+    last step; where T > N, the steps after the N-th reveal nothing.
     """
     known = [0]
     for n in range(1, steps + 1):
-        cosine = num_tokens - math.floor(num_tokens * math.cos(math.pi / 2 * n / steps))
-        known.append(min(max(cosine, known[-1] + 1), num_tokens))
+        left = math.cos(math.pi / 2 * n / steps) if schedule == "cosine" else 1 - n / steps
+        known.append(min(max(num_tokens - math.floor(num_tokens * left), known[-1] + 1), num_tokens))
     known[-1] = num_tokens
     return known[1:]

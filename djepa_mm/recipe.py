@@ -30,6 +30,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from djepa_mm.masking import Order, Schedule
 from djepa_mm.types import Config, UserError
 
 Schema = TypeVar("Schema", bound=Config)
@@ -150,6 +151,8 @@ class MaskConfig(Config):
     std: PositiveFloat = 0.25
     low: Annotated[float, Field(gt=0, le=1)] = 0.7
     high: Annotated[float, Field(gt=0, le=1)] = 1.0
+    orders: Annotated[tuple[Order, ...], Field(min_length=1, strict=False)] = ("random",)
+    """What is hidden is what such an order of sampling would reveal last; of several, one is drawn for each batch."""
 
     @model_validator(mode="after")
     def _check(self) -> MaskConfig:
@@ -202,7 +205,10 @@ class SampleConfig(Config):
     guidance: NonNegativeFloat = 1.0
     guidance_schedule: Literal["constant", "linear"] = "linear"
     temperature: NonNegativeFloat = 1.0
-    order: Literal["random", "raster"] = "random"
+    order: Order = "random"
+    """In which places are revealed: anywhere, one t after the other, all t of a place together, or as numbered."""
+    schedule: Schedule = "cosine"
+    """How many places a step reveals: few at first, or always about as many."""
 
 
 class RunConfig(Config):

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from djepa_mm.djepa import DJEPA
-from djepa_mm.masking import reveal_schedule
+from djepa_mm.masking import Order, Schedule, reveal_keys, reveal_schedule
 from djepa_mm.types import Condition, Progress
 
-Order = Literal["random", "raster"]
 GuidanceSchedule = Literal["constant", "linear"]
 
 
@@ -26,7 +25,8 @@ class Sampler:
     """How to sample. The head's own steps are the head's matter.
 
     steps: T. guidance: s, 1 is none. guidance_schedule: `constant`, or `linear`: s_n = 1 + (s − 1) · (share known
-    after step n). temperature: scales the head's noise. order: in which the places are revealed.
+    after step n). temperature: scales the head's noise. order: in which the places are revealed. schedule: how many
+    of them in each step.
     """
 
     steps: int = 64
@@ -34,6 +34,7 @@ class Sampler:
     guidance_schedule: GuidanceSchedule = "linear"
     temperature: float = 1.0
     order: Order = "random"
+    schedule: Schedule = "cosine"
 
     @torch.no_grad()
     def sample(
@@ -58,8 +59,9 @@ class Sampler:
             known = torch.zeros_like(valid)
             tokens = torch.zeros(*valid.shape, model.token_dim, device=device)
         tokens, known = tokens.float() * known[..., None], known & valid
-        orders = [self._order(free, g) for free, g in zip((valid & ~known).cpu(), generators, strict=True)]
-        schedules = [[0, *reveal_schedule(len(order), self.steps)] for order in orders]
+        free = (valid & ~known).cpu()
+        orders = [self._order(*row) for row in zip(free, positions.cpu(), generators, strict=True)]
+        schedules = [[0, *reveal_schedule(len(order), self.steps, self.schedule)] for order in orders]
 
         for step in range(self.steps):
             revealed = [o[s[step] : s[step + 1]] for o, s in zip(orders, schedules, strict=True)]
@@ -84,12 +86,10 @@ class Sampler:
                 progress(step + 1, self.steps)
         return tokens
 
-    def _order(self, free: Tensor, generator: torch.Generator) -> Tensor:
-        """free (N,) bool -> the free places in the order in which they are revealed."""
+    def _order(self, free: Tensor, positions: Tensor, generator: torch.Generator) -> Tensor:
+        """free (N,) bool, positions (N, 3) -> the free places in the order in which they are revealed."""
         places = free.nonzero()[:, 0]
-        if self.order == "raster":
-            return places
-        return places[torch.randperm(len(places), generator=generator)]
+        return places[reveal_keys(positions[None, places], self.order, generator)[0].argsort(stable=True)]
 
     def _guidance(self, known: Tensor, valid: Tensor, counts: Tensor) -> Tensor:
         """(B,) the guidance of this step."""

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from djepa_mm.masking import MaskRatio, draw_mask, reveal_schedule
+from djepa_mm.masking import MaskRatio, Order, draw_mask, reveal_keys, reveal_schedule
 
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 7, 16, 256])
@@ -49,3 +49,51 @@ def test_ratio_is_the_truncated_normal() -> None:
     assert draws.min() >= 0.7
     assert draws.max() <= 1.0
     assert abs(draws.mean() - (1 + 0.25 * density)) < 0.005
+
+
+GRID = torch.cartesian_prod(torch.arange(4.0), torch.arange(3.0), torch.arange(5.0))  # 60 places on (t, h, w)
+
+
+def revealed(order: Order, seed: int = 0) -> torch.Tensor:
+    """(60, 3): the places of two samples' second in the order in which they are revealed."""
+    keys = reveal_keys(GRID.expand(2, -1, -1), order, torch.Generator().manual_seed(seed))
+    return GRID[keys[1].argsort(stable=True)]
+
+
+def test_frames_are_revealed_one_after_the_other() -> None:
+    places = revealed("frames")
+    assert places[:, 0].tolist() == sorted(GRID[:, 0].tolist())
+    assert not torch.equal(places[:15, 1:], GRID[:15, 1:])
+    assert not torch.equal(places[:15, 1:], places[15:30, 1:])
+
+
+def test_tubes_are_revealed_whole() -> None:
+    places = revealed("tubes")
+    assert torch.equal(places.reshape(15, 4, 3)[:, :1, 1:].expand(-1, 4, -1), places.reshape(15, 4, 3)[..., 1:])
+    assert not torch.equal(places, revealed("tubes", seed=1))
+
+
+def test_raster_is_the_numbering() -> None:
+    assert torch.equal(revealed("raster"), GRID)
+
+
+@pytest.mark.parametrize("order", ["random", "frames", "tubes", "raster"])
+def test_what_an_order_reveals_last_is_masked(order: Order) -> None:
+    positions, valid = GRID.expand(8, -1, -1), torch.ones(8, 60, dtype=torch.bool)
+    valid[3, 40:] = False
+    masked = draw_mask(valid, 0.5, torch.Generator().manual_seed(0), positions, order)
+    assert masked.sum(1).tolist() == [30] * 3 + [20] + [30] * 4
+    assert not (masked & ~valid).any()
+    if order == "frames":  # a whole number of frames, of those there are
+        assert (GRID[masked[0]][:, 0] >= 2).all()
+    if order == "tubes":
+        whole = masked[0].reshape(4, 15).sum(0)
+        assert ((whole == 0) | (whole == 4)).sum() >= 14
+    if order != "raster":
+        assert not torch.equal(masked[0], masked[1]) or order == "frames"
+
+
+def test_the_linear_schedule_is_even() -> None:
+    known = reveal_schedule(64, 16, "linear")
+    assert known == [4 * n for n in range(1, 17)]
+    assert reveal_schedule(3, 8, "linear")[-1] == 3

@@ -40,7 +40,7 @@ class Watched:
 
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 12, 30])
-@pytest.mark.parametrize("order", ["random", "raster"])
+@pytest.mark.parametrize("order", ["random", "raster", "frames", "tubes"])
 def test_each_token_is_revealed_exactly_once(text_model: Build, text_batch: TokenBatch, steps: int, order: str) -> None:
     model = Watched(text_model())
     sampler = Sampler(steps=steps, order=order)  # type: ignore[arg-type]
