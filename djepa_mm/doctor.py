@@ -23,6 +23,8 @@ OPTIONAL = {
     "transformers": ("transformers", "published vocoders and Whisper", "speech"),
     "pocketsphinx": ("pocketsphinx", "word error rates", "evaluate"),
     "librosa": ("librosa", "mel-cepstral distortion", "evaluate"),
+    "decord": ("decord", "reading video", "video"),
+    "av": ("av", "writing video, and reading it a second way", "video"),
     "scikit-learn": ("sklearn", "the digits corpus", "demo"),
 }
 
