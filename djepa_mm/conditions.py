@@ -20,6 +20,7 @@ from djepa_mm.types import Condition, UserError
 
 READABLE = string.ascii_letters + string.digits + string.punctuation + " "  # what espeak-ng's English reads
 MARKS = '.,;:!?"()[]{}-'
+RIDGE_STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 1e3, 1e4, 1e6)
 TextLayout = Literal["paced", "stretched", "plain"]
 
 
@@ -172,8 +173,8 @@ class Pace:
     def fit(cls, texts: Sequence[Tensor], num_tokens: Sequence[int], vocabulary_size: int) -> Pace:
         """Least squares of the lengths on how often each symbol occurs, no symbol below zero.
 
-        First a straight line on the number of symbols, then each symbol's difference from it by ridge regression,
-        whose strength is the line's residual variance over its squared slope: rare symbols stay near the line.
+        First a straight line on the number of symbols, then each symbol's difference from it by ridge regression, of
+        the strength whose leave-one-out errors are the least: rare symbols stay near the line.
         """
         counts = torch.stack([torch.bincount(t, minlength=vocabulary_size) for t in texts]).double()  # (items, symbols)
         y = torch.tensor(num_tokens, dtype=torch.float64)
@@ -182,22 +183,9 @@ class Pace:
         slope = ((x - x.mean()) * (y - y.mean())).sum() / spread if spread else y.mean() / x.mean()
         slope = slope.clamp_min(1e-3)
         margin = (y.mean() - slope * x.mean()).clamp_min(0.0)
-        residual = y - margin - slope * x
-        strength = (residual.square().mean() / slope**2).clamp_min(1e-6)
-        symbols = slope.expand(vocabulary_size).clone()
-        free = torch.ones(vocabulary_size, dtype=torch.bool)
-        while free.any():
-            known = torch.where(free, slope, symbols)
-            part = counts[:, free]
-            system = part.T @ part + strength * torch.eye(int(free.sum()), dtype=torch.float64)
-            symbols = known.clone()
-            symbols[free] += torch.linalg.solve(system, part.T @ (y - margin - counts @ known))
-            below = free & (symbols < 0)
-            if not below.any():
-                break
-            symbols[below] = 0.0  # and solve again for the others
-            free &= ~below
-        return cls(tuple(symbols.tolist()), float(margin), max(num_tokens))
+        rest = y - margin - slope * x
+        symbols = slope + _ridge(counts, rest, min(RIDGE_STRENGTHS, key=lambda s: _left_out_error(counts, rest, s)))
+        return cls(tuple(symbols.clamp_min(0.0).tolist()), float(margin), max(num_tokens))
 
     def tokens(self, text: Tensor) -> float:
         """(L,) int64 -> media tokens, at least 1."""
@@ -213,3 +201,19 @@ class Pace:
 
     def _widths(self, text: Tensor) -> Tensor:
         return torch.tensor(self.per_symbol)[text]
+
+
+def _ridge(inputs: Tensor, outputs: Tensor, strength: float) -> Tensor:
+    """inputs (items, symbols), outputs (items,) -> (symbols,) weights."""
+    return torch.linalg.solve(_regularised(inputs, strength), inputs.T @ outputs)
+
+
+def _left_out_error(inputs: Tensor, outputs: Tensor, strength: float) -> float:
+    """Mean square of ridge regression's error for each item when it is left out of the fit, in closed form."""
+    leverage = (inputs * torch.linalg.solve(_regularised(inputs, strength), inputs.T).T).sum(1)
+    errors = (outputs - inputs @ _ridge(inputs, outputs, strength)) / (1 - leverage).clamp_min(1e-6)
+    return float(errors.square().mean())
+
+
+def _regularised(inputs: Tensor, strength: float) -> Tensor:
+    return inputs.T @ inputs + strength * torch.eye(inputs.shape[1], dtype=inputs.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 import signal
@@ -15,14 +14,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 
 from djepa_mm.averaging import warmed_decay
@@ -33,6 +24,7 @@ from djepa_mm.data.loading import Corpus, Place
 from djepa_mm.djepa import DJEPA, Losses
 from djepa_mm.generate import TOKENIZER, Generation, Request, load_weights, sheet
 from djepa_mm.recipe import OptimConfig, Recipe, dump_recipe
+from djepa_mm.runlog import append_log, cut_log, run_bar
 from djepa_mm.types import Source, Tokenizer, UserError
 
 FEW_WORDS = 100  # of a corpus; so many a recogniser can be told to listen for
@@ -94,7 +86,7 @@ class Trainer:
         for request in self._examples():  # a text that cannot be sampled is a mistake to hear of now, not after hours
             self.generation.check(request)
         if recipe.batch.cache:
-            with self._bar("tokenizing") as advance:
+            with run_bar(self.console, "tokenizing") as advance:
                 self.corpus.fill_cache(lambda done, total: advance(done / total))
 
     def _check_fit(self, source: Source, tokenizer: Tokenizer) -> None:
@@ -121,14 +113,14 @@ class Trainer:
         recipe, run = self.recipe, self.recipe.run
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        self._cut_log()
+        cut_log(self.out / "log.jsonl", self.step)
         board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step or None)
         batches = self.corpus.batches(self.place)
         interrupted = catch_interrupts()
         self.model.train()
         began = time.monotonic() - self.seconds
         window, window_began = [], time.monotonic()
-        with interrupted as stop, self._bar("training", self.progress) as advance, board:
+        with interrupted as stop, run_bar(self.console, "training", self.progress) as advance, board:
             while not self.done and not stop:
                 try:
                     losses, norm = self._one_step(batches)
@@ -194,33 +186,6 @@ class Trainer:
 
     # --- what the person at the terminal sees
 
-    @contextmanager
-    def _bar(self, what: str, start: float = 0.0) -> Iterator[Any]:
-        """A live bar; yields advance(share, text): the share that is done, in [0, 1], and what is shown behind it."""
-        bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        with bar:
-            task = bar.add_task(what, total=1.0, text="")
-            bar.update(task, completed=start)
-
-            def advance(share: float, text: str | None = None) -> None:
-                bar.update(task, completed=share)
-                if text is not None:
-                    bar.update(task, text=text)
-                    if not self.console.is_terminal:
-                        self.console.print(text, soft_wrap=True)
-
-            yield advance
-
     def _log(self, board: Any, means: list[float], rate: float, advance: Any) -> None:
         generation, prediction, norm = means
         row = {
@@ -232,21 +197,12 @@ class Trainer:
             "steps_per_s": rate,
             "seconds": self.seconds,
         }
-        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({key: round(value, 6) for key, value in row.items()}) + "\n")
+        append_log(self.out / "log.jsonl", row)
         for key, value in row.items():
             if key != "step":
                 board.add_scalar(key, value, self.step)
         steps = f"step {self.step}/{self.recipe.optim.steps}"
         advance(self.progress, f"{steps}  generation {generation:.4f}  prediction {prediction:.4f}  {rate:.2f} steps/s")
-
-    def _cut_log(self) -> None:
-        """Drop the lines that a killed run wrote after its last checkpoint: they will be written again."""
-        path = self.out / "log.jsonl"
-        if path.exists():
-            rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            kept = [line for line in rows if json.loads(line)["step"] <= self.step]
-            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def sample(self) -> None:
         """Write what the averaged weights give now: a sheet, and a file an item where it is not a picture."""

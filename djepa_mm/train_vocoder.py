@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -15,14 +14,6 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, create_model
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,6 +21,7 @@ from djepa_mm.averaging import update_average, warmed_decay
 from djepa_mm.checkpoint import Checkpoint, checkpoints, find_checkpoint, read_state, read_tensors, save_checkpoint
 from djepa_mm.page import figure, heading, page
 from djepa_mm.recipe import OptimConfig, Probability, dump_recipe, load_as, sections
+from djepa_mm.runlog import append_log, cut_log, run_bar
 from djepa_mm.tokenizers.mel import HOP_SAMPLES, Mel, MelConfig
 from djepa_mm.train import Outcome, catch_interrupts, learning_rate
 from djepa_mm.types import BrokenItem, Config, Source, UserError
@@ -180,12 +172,12 @@ class VocoderTrainer:
         recipe, run = self.recipe, self.recipe.run
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        self._cut_log()
+        cut_log(self.out / "log.jsonl", self.step)
         if run.sample_every and not self.step:
             self._write_sample(self._sample_clip(), "original")
         window: list[Tensor] = []
         began, window_began = time.monotonic() - self.seconds, time.monotonic()
-        with catch_interrupts() as stop, self._bar() as advance:
+        with catch_interrupts() as stop, run_bar(self.console, "training", self.progress) as advance:
             while not self.done and not stop:
                 try:
                     window.append(self._one_step())
@@ -194,10 +186,10 @@ class VocoderTrainer:
                         self.save()
                     raise
                 self.seconds = time.monotonic() - began
-                advance()
+                advance(self.progress)
                 if self.step % run.log_every == 0 or self.done:
                     rate = len(window) / (time.monotonic() - window_began)
-                    advance(self._log(torch.stack(window).mean(0).tolist(), rate))
+                    advance(self.progress, self._log(torch.stack(window).mean(0).tolist(), rate))
                     window, window_began = [], time.monotonic()
                 if run.sample_every and self.step % run.sample_every == 0 and not self.done:
                     self.sample()
@@ -270,51 +262,14 @@ class VocoderTrainer:
 
     # --- what the person at the terminal sees
 
-    @contextmanager
-    def _bar(self) -> Iterator[Any]:
-        """A live bar; yields advance(text), which moves it to where the run is."""
-        bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        with bar:
-            task = bar.add_task("training", total=1.0, text="")
-            bar.update(task, completed=self.progress)
-
-            def advance(text: str | None = None) -> None:
-                bar.update(task, completed=self.progress)
-                if text is not None:
-                    bar.update(task, text=text)
-                    if not self.console.is_terminal:
-                        self.console.print(text, soft_wrap=True)
-
-            yield advance
-
     def _log(self, means: Sequence[float], rate: float) -> str:
         """Add a line to log.jsonl -> what to show of it."""
         row = dict(zip(TERMS, means, strict=True))
         row["lr"] = self.optimizers["vocoder"].param_groups[0]["lr"]
         row |= {"steps_per_s": rate, "seconds": self.seconds}
-        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
-            line = {"step": self.step, **{key: round(value, 6) for key, value in row.items()}}
-            file.write(json.dumps(line) + "\n")
+        append_log(self.out / "log.jsonl", {"step": self.step, **row})
         shown = "  ".join(f"{name} {row[name]:.3f}" for name in TERMS[:-1] if row[name])
         return f"step {self.step}/{self.recipe.optim.steps}  {shown}  {rate:.2f} steps/s"
-
-    def _cut_log(self) -> None:
-        """Drop the lines that a killed run wrote after its last checkpoint: they will be written again."""
-        path = self.out / "log.jsonl"
-        if path.exists():
-            rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            kept = [line for line in rows if json.loads(line)["step"] <= self.step]
-            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def sample(self) -> None:
         clip = self._sample_clip()

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "djepa_mm"
 
 # An import goes to the same floor or down. `data`, `tokenizers` and `vocoders` hold one floor each.
 FLOORS = (
-    ("errors", "types", "nn", "espeak", "page"),
+    ("errors", "types", "nn", "espeak", "page", "runlog"),
     ("text", "masking", "conditions", "heads", "averaging", "checkpoint", "vocoders", "tokenizers"),
     ("djepa",),
     ("sampler", "recipe"),

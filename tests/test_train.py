@@ -256,7 +256,7 @@ def test_generation_is_repeatable_and_independent_of_the_batch(tmp_path: Path) -
 
 
 def test_guidance_and_temperature_change_samples(tmp_path: Path) -> None:
-    generation = Generation.load(run(small("digits", "optim.steps=3"), tmp_path / "run"))
+    generation = Generation.load(run(small("digits", "optim.steps=30"), tmp_path / "run"))
     plain, guided, cold = (
         generation([Request(label=1)], sampler=Sampler(steps=3, guidance=g, temperature=t))[0]
         for g, t in ((1.0, 1.0), (4.0, 1.0), (1.0, 0.1))

@@ -1,0 +1,64 @@
+"""What a training run shows at the terminal and keeps in its log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Advance = Callable[..., None]
+
+
+@contextmanager
+def run_bar(console: Console, what: str, start: float = 0.0) -> Iterator[Advance]:
+    """A live bar; yields advance(share, text): the share that is done, in [0, 1], and what is shown behind it.
+
+    Where the console is no terminal, the texts are printed line by line instead."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(what, total=1.0, text="")
+        bar.update(task, completed=start)
+
+        def advance(share: float, text: str | None = None) -> None:
+            bar.update(task, completed=share)
+            if text is not None:
+                bar.update(task, text=text)
+                if not console.is_terminal:
+                    console.print(text, soft_wrap=True)
+
+        yield advance
+
+
+def append_log(path: Path, row: dict[str, float]) -> None:
+    """Add a line to a log.jsonl."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({key: round(value, 6) for key, value in row.items()}) + "\n")
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Drop the lines that a killed run wrote after its last checkpoint, of `step`: they will be written again."""
+    if path.exists():
+        rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        kept = [line for line in rows if json.loads(line)["step"] <= step]
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
