@@ -8,6 +8,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -122,11 +123,7 @@ class Vocabulary:
         """The text as it is read: numbers as words, one space between words, folded to lower case.
 
         Of the marks that only part words and sentences, those that are no symbols are left out."""
-        text = normalize(text) if self.english else text
-        if not self.phonemes:
-            text = "".join(" " if c in MARKS and c not in self.symbols else c for c in text)
-        text = " ".join(text.split())
-        return text.lower() if self.lowercase else text
+        return _read(self, text)
 
     def unknown(self, text: str) -> str:
         """Characters of the text as it is read that are not known, each once."""
@@ -155,6 +152,15 @@ class Vocabulary:
         """The text as it is read, without its unknown characters."""
         unknown = self.unknown(text)
         return " ".join("".join(c for c in self.read(text) if c not in unknown).split())
+
+
+@lru_cache(maxsize=100_000)  # a training reads each text again in every epoch
+def _read(vocabulary: Vocabulary, text: str) -> str:
+    text = normalize(text) if vocabulary.english else text
+    if not vocabulary.phonemes:
+        text = "".join(" " if c in MARKS and c not in vocabulary.symbols else c for c in text)
+    text = " ".join(text.split())
+    return text.lower() if vocabulary.lowercase else text
 
 
 @dataclass(frozen=True, slots=True)

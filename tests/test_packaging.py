@@ -14,13 +14,13 @@ PACKAGE = ROOT / "djepa_mm"
 
 # An import goes to the same floor or down. `data`, `tokenizers` and `vocoders` hold one floor each.
 FLOORS = (
-    ("errors", "types", "nn", "espeak", "page", "runlog"),
+    ("errors", "types", "nn", "espeak", "page", "media", "runlog"),
     ("text", "masking", "conditions", "heads", "averaging", "checkpoint", "vocoders", "tokenizers"),
     ("djepa",),
     ("sampler", "recipe"),
     ("build",),
     ("data",),
-    ("generate", "edit", "info", "doctor", "evaluate"),
+    ("generate", "edit", "info", "doctor", "evaluate", "tokens"),
     ("train",),
     ("train_vocoder",),
     ("demo",),
@@ -54,10 +54,10 @@ def test_imports_go_down_only() -> None:
             assert FLOOR[other] <= FLOOR[own], f"{path.name} is on floor {FLOOR[own]} and imports {name}"
 
 
-def test_tokenizers_see_only_the_types_and_vocoders() -> None:
+def test_tokenizers_see_only_types_media_files_and_vocoders() -> None:
     for path in sorted((ROOT / "tokenizers").glob("*.py")):
         seen = {name for name in imports(path) if not name.startswith("djepa_mm.vocoders")}
-        assert seen <= {"djepa_mm.types"}, path.name
+        assert seen <= {"djepa_mm.types", "djepa_mm.media"}, path.name
 
 
 def test_core_names_no_modality() -> None:

@@ -144,7 +144,10 @@ def test_saved_files_and_previews_can_be_opened(config: Any, tmp_path: Path) -> 
     else:
         assert path.stat().st_size > 0
     assert min(tokenizer.preview(media).size) >= 64
-    torch.testing.assert_close(tokenizer.load(path), media, atol=0.01, rtol=0)
+    if tokenizer.suffix == ".mp4":  # loses colours' detail
+        assert (tokenizer.load(path) - media).square().mean().sqrt() < 0.03
+    else:
+        torch.testing.assert_close(tokenizer.load(path), media, atol=0.01, rtol=0)
     missing = tmp_path / f"missing{tokenizer.suffix}"
     with pytest.raises(UserError, match=missing.name):
         tokenizer.load(missing)
@@ -157,8 +160,8 @@ def test_a_token_stands_for_its_span(config: Any) -> None:
     sizes = {1: (*axes, 1, 1), 2: (1, *axes), 3: axes}[len(axes)]
     assert wanted.grid == tuple(-(-size // span) for size, span in zip(sizes, tokenizer.span, strict=True))
     if tokenizer.tokens_per_s is not None:
-        second = tokenizer.spec_for(duration_s=DURATION_S).grid[0]
-        assert second == pytest.approx(tokenizer.tokens_per_s * DURATION_S, abs=1)
+        seconds = sizes[0] / tokenizer.span[0] / tokenizer.tokens_per_s
+        assert tokenizer.spec_for(duration_s=seconds) == wanted
 
 
 def test_what_is_kept_stays_when_media_are_blended(config: Any) -> None:
