@@ -1,0 +1,391 @@
+"""Clips as tokens: raw space-time patches, or patches of the latents of a VAE, of pictures or of video.
+
+B batch, C clip channels, T frames, H and W pixels, K latent channels, (t, h, w) places of the token grid or of the
+latents, p, q and r their patches on the three axes, N = t·h·w with w fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from einops import rearrange
+from PIL import Image
+from pydantic import Field, PositiveFloat, PositiveInt
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn import functional
+
+from djepa_mm.media import pictures, read_clip, write_clip
+from djepa_mm.types import Config, MediaSpec, UserError
+
+PREVIEW_FRAMES = 8  # most on a contact sheet, in rows of four
+PREVIEW_PIXELS = 64  # frames smaller than this are enlarged to be looked at
+FRAMES_AT_ONCE = 16  # that a VAE of pictures takes
+CLASSES = ("AutoencoderKL", "AutoencoderKLLTXVideo", "AutoencoderKLCogVideoX", "AutoencoderKLWan")
+
+Size = Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]  # a YAML list is a tuple here
+Block = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)]
+
+
+class ClipPatchesConfig(Config):
+    """Raw pixels, in blocks of space and time."""
+
+    kind: Literal["clip-patches"]
+    patch: Block = Field(examples=[(2, 4, 4)])
+    """Frames, rows and columns of a token."""
+    channels: Literal[1, 3] = 3
+    frames: PositiveInt = Field(examples=[8])
+    """Of every clip."""
+    size: Size = Field(examples=[(16, 32)])
+    """Height and width of a clip, in pixels, both even."""
+    frame_rate: PositiveFloat = Field(examples=[10.0])
+    """Frames a second of the files that are written."""
+
+    def build(self) -> ClipPatches:
+        return ClipPatches(self)
+
+
+class ClipVAEConfig(Config):
+    """Latents of a pretrained VAE in diffusers' format; its config.json says which.
+
+    AutoencoderKLLTXVideo, AutoencoderKLCogVideoX and AutoencoderKLWan compress time too; AutoencoderKL takes a clip
+    frame by frame.
+    """
+
+    kind: Literal["clip-vae"]
+    model: str = Field(examples=["Lightricks/LTX-Video"])
+    """A local folder, or the name of a repository on the Hugging Face hub."""
+    subfolder: str | None = None
+    """Where the VAE lies inside the model, often "vae"."""
+    frames: PositiveInt = Field(examples=[9])
+    """Of every clip; which counts fit depends on the VAE, often 1 + 4k or 1 + 8k."""
+    size: Size = Field(examples=[(16, 32)])
+    """Height and width of a clip, in pixels, both even."""
+    frame_rate: PositiveFloat = Field(examples=[10.0])
+    """Frames a second of the files that are written."""
+    scale: float | None = Field(default=None, gt=0)
+    """Tokens are (latent − shift)·scale; by default means and deviations are those that come with the VAE."""
+    shift: float | None = None
+    patch: Block = (1, 1, 1)
+    """Size of a token, in latents."""
+    channels: PositiveInt | None = None
+    """Channels of a latent; with `stride`, nothing is read before the first clip."""
+    stride: Block | None = None
+    """Frames, rows and columns that a latent stands for."""
+    sample: bool = False
+    """Draw the latent from the VAE's posterior instead of taking its mode."""
+    tile: bool = False
+    """Encode and decode large frames in overlapping tiles, to save memory."""
+    allow_pickle: bool = False
+    """Also load weights from pickle files; these can run code, so only from people you trust."""
+
+    def build(self) -> ClipVAE:
+        return ClipVAE(self)
+
+
+class _Clips:
+    """What clips of one length and size share, however their tokens come about."""
+
+    suffix: ClassVar[str] = ".mp4"
+    sample_rate_hz = None
+
+    def __init__(self, config: ClipPatchesConfig | ClipVAEConfig, channels: int, stride: tuple[int, int, int]) -> None:
+        """stride: frames, rows and columns of what the patches are made of. A first latent may stand for one frame."""
+        height, width = config.size
+        if height % 2 or width % 2:
+            raise UserError(f"tokenizer.size: {height}×{width} pixels are odd, and H.264 files need even sizes")
+        inner = tuple(-(-n // s) for n, s in zip((config.frames, height, width), stride, strict=True))
+        span = tuple(s * p for s, p in zip(stride, config.patch, strict=True))
+        if height % span[1] or width % span[2]:
+            raise UserError(
+                f"tokenizer.size: {height}×{width} pixels do not divide into tokens of {span[1]}×{span[2]}; "
+                f"make them multiples of {span[1]} and {span[2]}"
+            )
+        if inner[0] % config.patch[0]:
+            what = "frames" if stride[0] == 1 else "latents in time"
+            raise UserError(
+                f"tokenizer.frames: {config.frames} frames are {inner[0]} {what}, which do not divide into tokens of "
+                f"{config.patch[0]}; change tokenizer.frames or tokenizer.patch"
+            )
+        self.patch, self.frame_rate = config.patch, config.frame_rate
+        self.span: tuple[int, int, int] = (span[0], span[1], span[2])
+        t, h, w = (n // p for n, p in zip(inner, config.patch, strict=True))
+        self.spec = MediaSpec(grid=(t, h, w), shape=(channels, config.frames, height, width))
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.frame_rate / self.span[0]
+
+    def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
+        if tuple(shape) != self.spec.shape:
+            raise UserError(
+                f"the tokenizer takes clips of (channels, frames, height, width) = {self.spec.shape}, the data has "
+                f"{tuple(shape)}; make tokenizer.frames, tokenizer.size and the data's agree"
+            )
+        return self.spec
+
+    def spec_for(self, *, num_tokens: int | None = None, duration_s: float | None = None) -> MediaSpec:
+        frames = self.spec.shape[1]
+        if duration_s is not None and not abs(duration_s * self.frame_rate - frames) < 1:
+            raise UserError(
+                f"every clip lasts {frames / self.frame_rate:.4g} s ({frames} frames, {self.frame_rate:g} a second), "
+                f"not {duration_s} s; leave the duration out"
+            )
+        if num_tokens not in (None, self.spec.num_tokens):
+            raise UserError(f"every clip has {self.spec.num_tokens} tokens, not {num_tokens}; leave the length out")
+        return self.spec
+
+    def save(self, media: Tensor, path: Path) -> None:
+        """As `media.write_clip`: H.264 in .mp4, or an animated .gif or .webp; clips of any length and even size."""
+        write_clip(media, path, self.frame_rate)
+
+    def load(self, path: Path) -> Tensor:
+        """Any file that FFmpeg reads; its frames and size have to be the tokenizer's."""
+        channels, frames, height, width = self.spec.shape
+        clip = read_clip(path, channels=channels, most=frames + 1)
+        if clip.shape != self.spec.shape:
+            count = f"more than {frames}" if clip.shape[1] > frames else clip.shape[1]
+            raise UserError(
+                f"{path}: the clip has {count} frames of {clip.shape[3]}×{clip.shape[2]} pixels, this model takes "
+                f"{frames} of {width}×{height}; cut or resize it first"
+            )
+        return clip
+
+    def blend(self, original: Tensor, new: Tensor, kept: Tensor) -> Tensor:
+        return torch.where(kept, original, new)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """One after the other in time."""
+        return torch.cat(list(parts), dim=1)
+
+    def preview(self, media: Tensor) -> Image.Image:
+        """A contact sheet of frames at even steps, in rows of four, first and last among them."""
+        count = min(media.shape[1], PREVIEW_FRAMES)
+        columns = min(count, PREVIEW_FRAMES // 2)
+        chosen = torch.linspace(0, media.shape[1] - 1, count // columns * columns).round().long()
+        frames = functional.pad(media.detach().float().cpu()[:, chosen], (1, 1, 1, 1), value=1.0)
+        (sheet,) = pictures(rearrange(frames, "c (y x) h w -> c 1 (y h) (x w)", x=columns))
+        enlarge = -(-PREVIEW_PIXELS // min(media.shape[-2:]))
+        return sheet.resize((sheet.width * enlarge, sheet.height * enlarge), Image.Resampling.NEAREST)
+
+    def _to_tokens(self, volume: Tensor) -> Tensor:
+        """(B, K, t·p, h·q, w·r) -> (B, N, K·p·q·r)"""
+        p, q, r = self.patch
+        return rearrange(volume, "b k (t p) (h q) (w r) -> b (t h w) (k p q r)", p=p, q=q, r=r)
+
+    def _to_volume(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
+        """Back again."""
+        (t, h, _), (p, q, r) = spec.grid, self.patch
+        return rearrange(tokens, "b (t h w) (k p q r) -> b k (t p) (h q) (w r)", t=t, h=h, p=p, q=q, r=r)
+
+
+class ClipPatches(_Clips):
+    """Raw patches, brought to unit variance: one mean for each channel of a token, one standard deviation for all,
+    so that a distance between tokens stays a distance between pixels."""
+
+    def __init__(self, config: ClipPatchesConfig) -> None:
+        super().__init__(config, config.channels, (1, 1, 1))
+        p, q, r = config.patch
+        self.token_dim = config.channels * p * q * r
+        self.mean = torch.zeros(self.token_dim)
+        self.std = torch.ones(())
+
+    def encode(self, media: Tensor) -> Tensor:
+        return (self._to_tokens(media) - self.mean.to(media)) / self.std.to(media)
+
+    def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
+        return self._to_volume(tokens * self.std.to(tokens) + self.mean.to(tokens), spec).clamp(-1, 1)
+
+    def fit(self, media: Iterable[Tensor]) -> None:
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        for clip in media:
+            tokens = self._to_tokens(clip[None])[0].cpu().double()  # (N, C)
+            count += len(tokens)
+            total = total + tokens.sum(0)
+            squares = squares + tokens.square().sum(0)
+        assert count, "fit needs at least one clip"
+        mean = total / count
+        self.mean = mean.float()
+        # the floor: a corpus of one flat colour still has tokens
+        self.std = (squares / count - mean.square()).mean().clamp_min(1e-6).sqrt().float()
+
+    def statistics(self) -> dict[str, Tensor]:
+        return {"mean": self.mean, "std": self.std}
+
+    def load_statistics(self, statistics: Mapping[str, Tensor]) -> None:
+        self.mean, self.std = statistics["mean"], statistics["std"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fits:
+    """Frame counts that a VAE gives back as it got them: n with n mod `period` among `rests`."""
+
+    period: int
+    rests: tuple[int, ...]
+
+    def __contains__(self, frames: int) -> bool:
+        return frames % self.period in self.rests
+
+    def check(self, frames: int, name: str) -> None:
+        if frames not in self:
+            below = next((n for n in range(frames, 0, -1) if n in self), None)
+            above = next(n for n in range(frames, frames + self.period + 1) if n in self)
+            rule = " or ".join(f"{rest} + {self.period}k" if rest else f"{self.period}k" for rest in self.rests)
+            raise UserError(
+                f"tokenizer.frames: {frames} frames do not fit {name}, which takes {rule}; the next that do are "
+                f"{above if below is None else f'{below} and {above}'}"
+            )
+
+
+class ClipVAE(_Clips):
+    """Latents of a VAE. Its weights are loaded at the first encode or decode, on the media's device."""
+
+    def __init__(self, config: ClipVAEConfig) -> None:
+        self.config = config
+        if config.channels is not None and config.stride is not None:
+            channels, stride = config.channels, config.stride
+        else:
+            channels, stride = self._found
+        super().__init__(config, 3, stride)
+        p, q, r = config.patch
+        self.token_dim = channels * p * q * r
+
+    @cached_property
+    def pretrained(self) -> Any:
+        """The VAE without its weights."""
+        import diffusers
+
+        with _loading(self.config), torch.device("meta"):
+            resolved = diffusers.AutoencoderKL.load_config(self.config.model, subfolder=self.config.subfolder)
+            if (name := resolved.get("_class_name")) not in CLASSES:
+                raise ValueError(f"its config.json describes {name}")
+            return getattr(diffusers, name).from_config(resolved)
+
+    @cached_property
+    def _found(self) -> tuple[int, tuple[int, int, int]]:
+        """Channels and stride of the latents, as the VAE's configuration says. Raises UserError where clips of the
+        recipe's length do not fit it."""
+        vae = self.pretrained
+        config, name = vae.config, type(vae).__name__
+        if name == "AutoencoderKL":
+            time, space, fits = 1, 2 ** (len(config.block_out_channels) - 1), _Fits(period=1, rests=(0,))
+        elif name == "AutoencoderKLLTXVideo":
+            time, space = vae.temporal_compression_ratio, vae.spatial_compression_ratio
+            fits = _Fits(period=time, rests=(1 % time,))
+        elif name == "AutoencoderKLWan":
+            time = 2 ** sum(config.temperal_downsample)
+            space = 2 ** (len(config.dim_mult) - 1) * (config.patch_size or 1)
+            fits = _Fits(period=4, rests=(1,))  # it goes through a clip by one frame and then by fours
+        else:
+            time, space = int(config.temporal_compression_ratio), 2 ** (len(config.block_out_channels) - 1)
+            fits = _Fits(period=2 * time, rests=(0, 1))  # it decodes latents by twos, the first time maybe three
+        fits.check(self.config.frames, name)
+        return (config.z_dim if name == "AutoencoderKLWan" else config.latent_channels), (time, space, space)
+
+    @cached_property
+    def vae(self) -> Any:
+        config = self.config
+        expected = config.channels or self._found[0], config.stride or self._found[1]
+        if self._found != expected:
+            raise UserError(
+                f"tokenizer: the VAE {config.model!r} has {self._found[0]} channels and stride {list(self._found[1])}, "
+                f"but tokenizer.channels and tokenizer.stride say {expected[0]} and {list(expected[1])}"
+            )
+        with _loading(config):
+            vae = type(self.pretrained).from_pretrained(
+                config.model,
+                subfolder=config.subfolder,
+                use_safetensors=None if config.allow_pickle else True,
+                low_cpu_mem_usage=False,  # else it asks for accelerate
+            )
+        if config.tile:
+            vae.enable_tiling()
+        return vae.eval().requires_grad_(False)
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents, each (1, K, 1, 1, 1), as the VAE came with them.
+
+        A token is (latent − mean)·scaling_factor / std, as in diffusers' pipelines; LTX keeps mean and std among its
+        weights, the others in their configuration, where what is missing is 0 or 1."""
+        config, buffers = self.vae.config, dict(self.vae.named_buffers())
+        scale = config.get("scaling_factor", 1.0) if self.config.scale is None else self.config.scale
+        mean, std = (buffers.get(name, config.get(name)) for name in ("latents_mean", "latents_std"))
+        if mean is None or self.config.shift is not None:
+            mean = (config.get("shift_factor") or 0.0) if self.config.shift is None else self.config.shift
+        if std is None or self.config.scale is not None:
+            std = 1.0
+        channels = self._found[0]
+        moments = []
+        for name, value in (("latents_mean", mean), ("latents_std", torch.as_tensor(std) / scale)):
+            tensor = torch.as_tensor(value, dtype=torch.float32)
+            if tensor.numel() not in (1, channels):
+                raise UserError(
+                    f"tokenizer.model: {name} of the VAE has {tensor.numel()} values for {channels} channels"
+                )
+            moments.append(tensor.cpu().expand(channels).reshape(1, -1, 1, 1, 1))
+        return moments[0], moments[1]
+
+    @torch.no_grad()
+    def encode(self, media: Tensor) -> Tensor:
+        vae = self.vae.to(media.device)
+        if type(vae).__name__ == "AutoencoderKL":
+            frames = rearrange(media, "b c t h w -> (b t) c h w")
+            latents = torch.cat([self._latents(vae, part) for part in frames.split(FRAMES_AT_ONCE)])
+            latents = rearrange(latents, "(b t) k h w -> b k t h w", b=len(media))
+        else:
+            latents = self._latents(vae, media)
+        mean, std = self.moments
+        return self._to_tokens((latents - mean.to(latents)) / std.to(latents))
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
+        vae = self.vae.to(tokens.device)
+        mean, std = self.moments
+        latents = self._to_volume(tokens.float(), spec) * std.to(tokens.device) + mean.to(tokens.device)
+        if type(vae).__name__ == "AutoencoderKL":
+            images = rearrange(latents, "b k t h w -> (b t) k h w").split(FRAMES_AT_ONCE)
+            decoded = torch.cat([vae.decode(part).sample for part in images])
+            return rearrange(decoded, "(b t) c h w -> b c t h w", b=len(tokens)).clamp(-1, 1)
+        if type(vae).__name__ == "AutoencoderKLLTXVideo":
+            # Some LTX decoders take the time of a last denoising step, 0 in diffusers' pipeline, and draw noise of
+            # their own: always the same here, so that the same tokens are the same clip.
+            with torch.random.fork_rng([tokens.device] if tokens.device.type == "cuda" else []):
+                torch.manual_seed(0)
+                time = tokens.new_zeros(len(tokens)).float() if vae.config.timestep_conditioning else None
+                return vae.decode(latents, time).sample.clamp(-1, 1)
+        return vae.decode(latents).sample.clamp(-1, 1)
+
+    def _latents(self, vae: Any, media: Tensor) -> Tensor:
+        posterior = vae.encode(media).latent_dist
+        return posterior.sample() if self.config.sample else posterior.mode()
+
+    def fit(self, media: Iterable[Tensor]) -> None:
+        """Nothing to learn: mean and deviation belong to the VAE."""
+
+    def statistics(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_statistics(self, statistics: Mapping[str, Tensor]) -> None:
+        """Nothing was learned."""
+
+
+@contextmanager
+def _loading(config: ClipVAEConfig) -> Iterator[None]:
+    """Turn diffusers' many ways to fail at loading into one line."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        where = config.model if config.subfolder is None else f"{config.model}, subfolder {config.subfolder}"
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        raise UserError(
+            f"tokenizer.model: cannot load a VAE from {where!r} ({reason}); give a folder or a hub repository with "
+            f"config.json and safetensors weights of diffusers' {', '.join(CLASSES[:-1])} or {CLASSES[-1]}, or set "
+            "tokenizer.allow_pickle for .bin"
+        ) from error
