@@ -17,7 +17,8 @@ PAGE = """<!doctype html>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
 h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.5rem; }}
 img {{ max-width: 100%; image-rendering: pixelated; }}
-figure {{ margin: 1rem 0; }} figcaption {{ font-weight: 600; }} audio {{ display: block; margin: .3rem 0; }}
+figure {{ margin: 1rem 0; }} figcaption {{ font-weight: 600; }}
+audio, video {{ display: block; margin: .3rem 0; }}
 small, code {{ color: #555; }}
 </style></head><body>
 <h1>{title}</h1>
@@ -25,7 +26,7 @@ small, code {{ color: #555; }}
 {sections}
 </body></html>
 """
-MEDIA_TYPES = {".wav": "audio/wav"}
+PLAYERS = {".wav": ("audio controls", "audio/wav"), ".mp4": ("video controls loop muted", "video/mp4")}
 
 
 def page(title: str, lead: str, sections: Sequence[str]) -> str:
@@ -40,8 +41,9 @@ def heading(title: str, note: str = "") -> str:
 def figure(caption: str, picture: Image.Image, file: Path | None = None) -> str:
     """A caption, a player for the media file where it is one that can be played, and the picture."""
     player = ""
-    if file is not None and file.suffix in MEDIA_TYPES:
-        player = f'<audio controls src="{_data(file.read_bytes(), MEDIA_TYPES[file.suffix])}"></audio>'
+    if file is not None and file.suffix in PLAYERS:
+        tag, media_type = PLAYERS[file.suffix]
+        player = f'<{tag} src="{_data(file.read_bytes(), media_type)}"></{tag.split()[0]}>'
     data = io.BytesIO()
     picture.save(data, format="PNG")
     shown = html.escape(caption)

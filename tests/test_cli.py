@@ -106,7 +106,19 @@ except SystemExit:
 def test_verbs() -> None:
     """Frozen: a verb or an option that goes away breaks somebody's script."""
     shown = command("--help").stdout
-    for verb in ("train", "generate", "edit", "evaluate", "recipes", "data", "vocoder", "info", "doctor", "demo"):
+    for verb in (
+        "train",
+        "generate",
+        "edit",
+        "evaluate",
+        "tokens",
+        "recipes",
+        "data",
+        "vocoder",
+        "info",
+        "doctor",
+        "demo",
+    ):
         assert f"\n  {verb}" in shown
     shown = command("generate", "--help").stdout
     for option in (
@@ -226,6 +238,34 @@ def test_a_part_of_a_picture_is_painted_anew(digits_run: Path, tmp_path: Path) -
     assert inside("edit", str(digits_run), *files, "--out", str(tmp_path / "new.png")).returncode == 0
     old, new = (np.asarray(Image.open(tmp_path / name)) for name in ("0000-7.png", "new.png"))
     assert (old != new)[mask == 0].sum() == 0
+
+
+def test_tokens_compares_saves_and_decodes(digits_run: Path, tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)).save(picture)
+    (tmp_path / "b.png").write_text("no picture")
+    kinds = [
+        "--tokenizer",
+        "patches,patch=2,channels=3,size=[16,16]",
+        "--tokenizer",
+        "patches,patch=4,channels=3,size=[16,16]",
+    ]
+    folders = ["--out", str(tmp_path / "out"), "--save", str(tmp_path / "saved"), "--json", str(tmp_path / "t.json")]
+    result = inside("tokens", str(picture), str(tmp_path / "b.png"), *kinds, *folders, "--repeats", "1")
+    assert result.returncode == 0, result.stderr
+    assert "b.png" in result.stderr
+    figures = json.loads((tmp_path / "t.json").read_text())
+    assert [row["num_tokens"] for row in figures] == [64, 16]
+    saved = sorted((tmp_path / "saved").rglob("*.safetensors"))
+    assert len(saved) == 2
+    assert inside("tokens", str(saved[0]), "--out", str(tmp_path / "back")).returncode == 0
+    (back,) = (tmp_path / "back").iterdir()
+    assert np.array_equal(np.asarray(Image.open(back)), np.asarray(Image.open(picture)))
+    assert "--tokenizer" in mistake("tokens", str(picture), cwd=tmp_path)
+    assert "none of 1 files" in mistake("tokens", str(tmp_path / "b.png"), "--tokenizer", "patches,patch=2,channels=3")
 
 
 def test_mistakes_in_speech_and_editing(speech_run: Path, digits_run: Path, tmp_path: Path) -> None:
