@@ -1,0 +1,34 @@
+"""Corpora that are made on this machine, once, and kept in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def corpus_folder(name: str, settings: str, root: str | None = None) -> Path:
+    """Where the corpus of these settings lies, or will: below `root`, by default in the user's cache."""
+    if root is not None:
+        caches = Path(root).expanduser()
+    else:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "djepa-mm"
+    return caches / f"{name}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+
+
+@contextmanager
+def made_whole(out: Path) -> Iterator[Path]:
+    """An empty folder to make a corpus in. It becomes `out` when it is complete, and vanishes when making it fails."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as partial:
+        corpus = Path(partial) / "corpus"
+        corpus.mkdir()
+        yield corpus
+        try:
+            corpus.rename(out)
+        except OSError:
+            if not out.exists():  # otherwise another process was faster, and its corpus is as good
+                raise
