@@ -51,7 +51,7 @@ def main() -> None:
         untouched += heard == item.text
         if heard != item.text or len(edits) == args.count:
             continue  # where a word lies is only known where the clip is understood
-        spans = [s for s in recogniser.decoder.seg() if s.word in WORDS]
+        spans = [s for s in recogniser.decoder.seg() if s.word.split("(")[0] in WORDS]  # "zero(2)" too
         place = int(draw.integers(len(words)))
         old, new = words[place], str(draw.choice([w for w in WORDS if w != words[place]]))
         text = " ".join([*words[:place], new, *words[place + 1 :]])
@@ -99,7 +99,8 @@ def changed_outside(generation: Generation, kept: Tensor, before: Tensor, after:
     mels = [generation.tokenizer.log_mel(sound[None])[0] for sound in (before, after)]  # type: ignore[attr-defined]
     hop = 256
     edited = (~kept).nonzero()[:, 0]
-    first, last = int(edited.min()) // hop - MARGIN_FRAMES, -(-(int(edited.max()) + 1) // hop) + MARGIN_FRAMES
+    first = max(0, int(edited.min()) // hop - MARGIN_FRAMES)
+    last = -(-(int(edited.max()) + 1) // hop) + MARGIN_FRAMES
     left = (mels[0][:, :first] != mels[1][:, :first]).any(0).sum()
     tail = mels[1].shape[1] - last
     right = (mels[0][:, -tail:] != mels[1][:, -tail:]).any(0).sum() if tail > 0 else torch.tensor(0)

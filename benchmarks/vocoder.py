@@ -3,8 +3,9 @@
     python benchmarks/vocoder.py runs/vocoder
 
 The clips are those that the run's recipe held out (data.held_out). Each goes through the mel and back by both; measured
-are the multi-resolution STFT distance to the recording, the word error rate of a recogniser that hears one of the
-corpus' sentences, and the speed on one core, the median over clips. Beside them: the recordings.
+are the multi-resolution STFT distance to the recording, the word error rates of a recogniser that hears one of the
+corpus' sentences and of one that hears the held-out sentences' words in any order, and the speed on one core, median
+over clips. Beside them: the recordings.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from djepa_mm.checkpoint import find_checkpoint, read_state
 from djepa_mm.evaluate.distance import stft_distance
-from djepa_mm.evaluate.words import normalise, recogniser, word_error_rate
+from djepa_mm.evaluate.words import known_words, normalise, recogniser, word_error_rate
 from djepa_mm.tokenizers.mel import MelConfig
 from djepa_mm.train_vocoder import load_vocoder_recipe
 from djepa_mm.types import Source
@@ -38,9 +39,6 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run folder of the vocoder, or a checkpoint")
     parser.add_argument("--set", action="append", default=[], help="override of its recipe, such as data.root=FOLDER")
     parser.add_argument("--iterations", type=int, default=60, help="of Griffin-Lim")
-    parser.add_argument(
-        "--recogniser", nargs="*", default=["sentences", "language-model"], help="as in djepa-mm evaluate"
-    )
     parser.add_argument("--out", type=Path, help="JSON file; by default vocoder.json in the run folder")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -51,7 +49,8 @@ def main() -> None:
     clips = [held_out.read(index).media for index in range(len(held_out))]
     texts = known_texts(held_out)
     recognisers = {
-        name: recogniser(name, [*texts.values(), *known_texts(learned).values()]) for name in args.recogniser
+        "sentences": recogniser("sentences", [*texts.values(), *known_texts(learned).values()]),
+        "words": recogniser("grammar", list(texts.values())),
     }
 
     vocoder = GriffinLimConfig(kind="griffin-lim", iterations=args.iterations)
@@ -63,7 +62,7 @@ def main() -> None:
         "ours": lambda clip: ours(mel.log_mel(clip[None]), len(clip))[0],
     }
     table = Table(
-        "what", "clips", "STFT distance", *(f"words wrong: {name}" for name in recognisers), "times real time"
+        "what", "clips", "STFT distance", *(f"word error rate, {name}" for name in recognisers), "times real time"
     )
     rows: list[dict[str, Any]] = []
     for what, way in ways.items():
@@ -102,11 +101,9 @@ def main() -> None:
 
 def known_texts(source: Source) -> dict[int, str]:
     """The corpus' texts, normalised, by index, without those that hold a word which pocketsphinx does not know."""
-    from pocketsphinx import Decoder
-
-    dictionary = Decoder(lm=None, loglevel="FATAL")
     texts = {index: normalise(source.text(index) or "") for index in range(len(source))}
-    return {i: t for i, t in texts.items() if t and all(dictionary.lookup_word(word) for word in t.split())}
+    known = known_words({word for text in texts.values() for word in text.split()})
+    return {index: text for index, text in texts.items() if text and set(text.split()) <= known}
 
 
 if __name__ == "__main__":
