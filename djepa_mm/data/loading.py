@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -220,6 +220,15 @@ class Corpus:
         path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A source that reads several items faster than one after the other."""
+
+    def read_all(self, indices: Sequence[int]) -> Iterable[Item | BrokenItem]:
+        """Each item, or why it cannot be read."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     """What a reading process hands over: a whole item, its cached tokens, or the reason why there is none."""
@@ -241,6 +250,16 @@ class _Reading(Dataset[_Row]):
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def __getitems__(self, indices: list[int]) -> list[_Row]:
+        """A batch at once: sources that can read ahead do so."""
+        if self.cache or not isinstance(self.source, ReadsAhead):
+            return [self[index] for index in indices]
+        items = self.source.read_all(indices)
+        return [
+            _Row(index, reason=str(item)) if isinstance(item, BrokenItem) else _Row(index, item)
+            for index, item in zip(indices, items, strict=True)
+        ]
 
     def __getitem__(self, index: int) -> _Row:
         if index in self.cache:
