@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
@@ -19,6 +18,7 @@ from pydantic import Field, PositiveInt
 from safetensors import SafetensorError
 from torch import Tensor
 
+from djepa_mm.media import read_picture
 from djepa_mm.types import Config, MediaSpec, UserError
 
 PREVIEW_PIXELS = 64  # pictures smaller than this are enlarged to be looked at
@@ -107,15 +107,11 @@ class _Pictures:
     def load(self, path: Path) -> Tensor:
         """Any file that Pillow reads; its size has to be the tokenizer's."""
         channels, height, width = self.spec.shape
-        try:
-            with Image.open(path) as picture:
-                pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path}: not readable as a picture ({' '.join(str(error).split())})") from None
-        if pixels.shape[:2] != (height, width):
-            found, wanted = f"{pixels.shape[1]}×{pixels.shape[0]}", f"{width}×{height}"
+        picture = read_picture(path, channels=channels)
+        if tuple(picture.shape[1:]) != (height, width):
+            found, wanted = f"{picture.shape[2]}×{picture.shape[1]}", f"{width}×{height}"
             raise UserError(f"{path}: the picture is {found} pixels, this model takes {wanted}; resize it first")
-        return torch.from_numpy(pixels.copy()).reshape(height, width, channels).permute(2, 0, 1) / 127.5 - 1
+        return picture
 
     def blend(self, original: Tensor, new: Tensor, kept: Tensor) -> Tensor:
         return torch.where(kept, original, new)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,6 +11,7 @@ import soundfile
 from pydantic import NonNegativeInt, PositiveInt
 
 from djepa_mm import espeak
+from djepa_mm.data.cache import corpus_folder, made_whole
 from djepa_mm.data.ljspeech import LJSpeech, LJSpeechConfig
 from djepa_mm.types import Progress, SourceConfig, UserError
 
@@ -37,12 +35,8 @@ class SpokenDigitsConfig(SourceConfig):
     @property
     def folder(self) -> Path:
         """Where the corpus of these settings lies, or will."""
-        if self.root is not None:
-            caches = Path(self.root).expanduser()
-        else:
-            caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "djepa-mm"
         settings = f"{self.model_dump_json(exclude={'root'})} {VOICE} {WORDS_PER_MINUTE}"
-        return caches / f"spoken-digits-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+        return corpus_folder("spoken-digits", settings, self.root)
 
     def build(self) -> LJSpeech:
         """Read the corpus; speak it first where this is its first use."""
@@ -71,10 +65,8 @@ class SpokenDigitsConfig(SourceConfig):
 def make_corpus(texts: Sequence[str], out: Path, progress: Progress | None = None) -> None:
     """Speak texts into the folder `out`, in LJSpeech's layout. The folder appears only once it is complete."""
     spoken = espeak.spoken(texts, VOICE, WORDS_PER_MINUTE)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as partial:
-        corpus = Path(partial) / "corpus"
-        (corpus / "wavs").mkdir(parents=True)
+    with made_whole(out) as corpus:
+        (corpus / "wavs").mkdir()
         lines = []
         for number, (text, (samples, rate_hz)) in enumerate(zip(texts, spoken, strict=True)):
             name = f"D{number:06}"
@@ -83,11 +75,6 @@ def make_corpus(texts: Sequence[str], out: Path, progress: Progress | None = Non
             if progress:
                 progress(number + 1, len(texts))
         (corpus / "metadata.csv").write_text("".join(lines), encoding="utf-8")
-        try:
-            corpus.rename(out)
-        except OSError:
-            if not out.exists():  # otherwise another process was faster, and its corpus is as good
-                raise
 
 
 def unseen_strings(config: SpokenDigitsConfig, count: int, min_words: int, max_words: int, seed: int) -> list[str]:
