@@ -43,11 +43,11 @@ class VocoderLossConfig(Config):
     """Spectral convergence and log-magnitudes at three resolutions."""
     mel: NonNegativeFloat = 1.0
     """L1 distance of log-mels."""
-    verdict: NonNegativeFloat = 0.1
+    verdict: NonNegativeFloat = 0.03
     """Passing for real before the discriminators."""
-    features: NonNegativeFloat = 0.2
+    features: NonNegativeFloat = 0.06
     """Distance of what the discriminators' layers see."""
-    adversarial_from: Probability = 0.5
+    adversarial_from: Probability = 0.85
     """Share of the training after which there are discriminators; 1 for never."""
     channels: PositiveInt = 16
     """Of the discriminators' layers."""
