@@ -76,14 +76,14 @@ def main() -> None:
             "what": what,
             "clips": len(clips),
             "stft_distance": fmean(stft_distance(clip, sound) for clip, sound in zip(clips, sounds, strict=True)),
-            "times_real_time": median(speeds),
+            "times_real_time": None if what == "recordings" else median(speeds),
         }
         for name, listener in recognisers.items():
             heard = [normalise(listener.hear(sounds[index], mel.sample_rate_hz)) for index in texts]
             row[f"word_error_rate_{name}"] = word_error_rate(list(texts.values()), heard)
         rows.append(row)
         rates = [f"{row[f'word_error_rate_{name}']:.1%}" for name in recognisers]
-        speed = "" if what == "recordings" else f"{row['times_real_time']:.0f}"
+        speed = f"{row['times_real_time']:.0f}" if row["times_real_time"] else ""
         table.add_row(what, str(len(clips)), f"{row['stft_distance']:.3f}", *rates, speed)
     state = read_state(checkpoint)
     Console(width=120).print(table)
