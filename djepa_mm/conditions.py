@@ -131,7 +131,9 @@ class Vocabulary:
         return "".join(sorted(set(self.read(text)) - set(known)))
 
     def encode(self, text: str) -> Tensor:
-        """(L,) int64. Raises UserError for a text without a word and for unknown characters, which it names."""
+        """(L,) int64. Raises UserError for a text without a word and for unknown characters, which it names.
+
+        Of the phonemes of known characters, those that are no symbols are left out."""
         if not any(c.isalnum() for c in text):
             raise UserError(f"the text {text!r} is empty: give at least one word")
         if unknown := self.unknown(text):

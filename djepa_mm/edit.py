@@ -57,10 +57,8 @@ def replace_span(
         raise UserError("--from and --to: this model's media have no time; edit a picture with --mask")
     axis = max(0, media.dim() - 3)  # of time: (samples,) or (C, T, H, W)
     per_token, length = tokenizer.span[0], media.shape[axis]
-    count, places = (
-        tokenizer.spec_of(tuple(media.shape)).grid[0],
-        math.prod(tokenizer.spec_of(tuple(media.shape)).grid[1:]),
-    )
+    count, rows, columns = tokenizer.spec_of(tuple(media.shape)).grid
+    places = rows * columns
     seconds = length / per_token / rate
     for name, value in (("--from", start_s), ("--to", stop_s)):
         if value is not None and not 0 <= value <= seconds + 0.005:  # half a hundredth: as it is shown
@@ -79,9 +77,10 @@ def replace_span(
         new = stop - start
     else:
         raise UserError("the length of what follows the clip is not known: give --seconds")
-    end = length if stop == count and new == stop - start else None
     tail = media.narrow(axis, min(length, stop * per_token), max(0, length - stop * per_token))
-    blank_length = (new * per_token) if end is None else length - start * per_token
+    # an end that is replaced by as much stays as long as it was, even where its last token is filled in part
+    same_end = stop == count and new == stop - start
+    blank_length = length - start * per_token if same_end else new * per_token
     blank = torch.zeros([blank_length if n == axis else size for n, size in enumerate(media.shape)])
     original = torch.cat([media.narrow(axis, 0, start * per_token), blank, tail], dim=axis)
     spec = tokenizer.spec_of(tuple(original.shape))

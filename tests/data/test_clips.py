@@ -15,10 +15,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from djepa_mm.build import Conditions
 from djepa_mm.data import video_reader, video_worker
 from djepa_mm.data.clips import Clips, ClipsConfig
+from djepa_mm.data.loading import Corpus, Place
 from djepa_mm.data.video_reader import VideoReader, Wanted
-from djepa_mm.types import BrokenItem, UserError
+from djepa_mm.recipe import BatchConfig, load_recipe
+from djepa_mm.types import BrokenItem, MediaSpec, UserError
 
 av = pytest.importorskip("av")
 
@@ -341,3 +344,33 @@ def test_what_was_asked_ahead_and_left_is_forgotten(tmp_path: Path) -> None:
     assert levels(source.read(7).media)[0] == pytest.approx(160, abs=3)
     rest = [levels(item.media)[0] for item in ahead]  # more than there are memories for
     assert rest == pytest.approx([60, 80, 100, 120, 140, 160, 180], abs=3)
+
+
+class _Plain:
+    """Tokens that are the mean of every frame; enough for a corpus."""
+
+    token_dim, sample_rate_hz = 1, None
+
+    def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
+        return MediaSpec(grid=(shape[1], 1, 1), shape=shape)
+
+    def encode(self, media: torch.Tensor) -> torch.Tensor:
+        return media.mean((1, 3, 4))[..., None]
+
+
+def test_a_corpus_reads_ahead_and_names_what_is_broken(tmp_path: Path) -> None:
+    for name in "abcd":
+        write(tmp_path / f"run/{name}.mp4", ramp(8))
+    whole = (tmp_path / "run/b.mp4").read_bytes()
+    source = clips(tmp_path)
+    (tmp_path / "run/b.mp4").write_bytes(whole[:200])  # after its header was read
+    asked: list[list[int]] = []
+    read_all = source.read_all
+    source.read_all = lambda indices: read_all(asked.append(list(indices)) or indices)  # type: ignore[method-assign]
+    settings = BatchConfig(size=4, max_broken_share=0.5)
+    condition = Conditions(load_recipe("digits"))
+    corpus = Corpus(source, _Plain(), condition, settings)  # type: ignore[arg-type]
+    batch, _ = next(corpus.batches(Place()))
+    assert batch.tokens.shape == (3, 8, 1)
+    assert [sorted(indices) for indices in asked] == [[0, 1, 2, 3]]
+    assert list(corpus.broken) == ["run/b.mp4"]
