@@ -76,6 +76,10 @@ def train(
     recipe: RecipeArgument,
     out: OutOption = None,
     resume: ResumeOption = False,
+    from_: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--from", metavar="RUN", help="Begin with the weights of this run, to fine-tune it."),
+    ] = None,
     set_: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -84,7 +88,8 @@ def train(
     from djepa_mm.train import train as run
 
     loaded = load_recipe(recipe, set_ or [])
-    outcome = run(loaded, out or Path("runs") / loaded.name, resume=resume, device=_device(device), console=_console())
+    folder = out or Path("runs") / loaded.name
+    outcome = run(loaded, folder, resume=resume, device=_device(device), console=_console(), start=from_)
     if outcome.finished:
         typer.echo(f"generate from it: djepa-mm generate {outcome.run}")
     else:

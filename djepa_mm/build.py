@@ -47,8 +47,9 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, num_classes: int) -> DJEPA
         positions=Positions(grid=grid, axes=model.axes if grid is None else None),
         conditioner=conditioner,
         head=(FlowHead if head.kind == "flow" else DiffusionHead)(**sizes, **options),
-        mask_ratio=MaskRatio(**recipe.mask.model_dump(exclude={"orders"})),
+        mask_ratio=MaskRatio(**recipe.mask.model_dump(exclude={"orders", "horizon"})),
         mask_orders=recipe.mask.orders,
+        mask_horizon=recipe.mask.horizon,
         condition_drop=condition.drop,
         generation_weight=recipe.loss.generation,
         prediction_weight=recipe.loss.prediction,
@@ -71,7 +72,7 @@ def count_classes(recipe: Recipe, found: int | None) -> int:
 
 
 def build_sampler(recipe: Recipe) -> Sampler:
-    return Sampler(**recipe.sample.model_dump())
+    return Sampler(**recipe.sample.model_dump(), horizon=recipe.mask.horizon)
 
 
 class Conditions:

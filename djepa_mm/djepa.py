@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from djepa_mm.averaging import update_average
 from djepa_mm.conditions import ConditionTokens
-from djepa_mm.masking import MaskRatio, Order, draw_mask
+from djepa_mm.masking import Mask, MaskRatio, Order, draw_mask
 from djepa_mm.nn.blocks import Streams, Transformer, xavier_init
 from djepa_mm.nn.positions import LearnedPositions, RotaryPositions
 from djepa_mm.types import Condition, Head, TokenBatch
@@ -159,6 +159,8 @@ class DJEPA(nn.Module):
     `averaged.encoder` is the target encoder.
 
     mask_orders: what is masked is what such an order would reveal last; of several, one is drawn for each batch.
+    mask_horizon: only so many tokens, those that the order would reveal next, are predicted at once, and what comes
+    after them is not in the sequence at all; None predicts all that is masked, as the paper does.
     condition_drop: probability that a sample's condition is replaced by the null one, for guidance.
     """
 
@@ -172,6 +174,7 @@ class DJEPA(nn.Module):
         head: nn.Module,
         mask_ratio: MaskRatio | None = None,
         mask_orders: tuple[Order, ...] = ("random",),
+        mask_horizon: int | None = None,
         condition_drop: float = 0.1,
         generation_weight: float = 1.0,
         prediction_weight: float = 1.0,
@@ -181,6 +184,7 @@ class DJEPA(nn.Module):
         self.online = Networks(token_dim=token_dim, size=size, positions=positions, conditioner=conditioner, head=head)
         self.averaged = copy.deepcopy(self.online).requires_grad_(False).eval()
         self.mask_ratio, self.mask_orders = mask_ratio or MaskRatio(), mask_orders
+        self.mask_horizon = mask_horizon
         self.condition_drop = condition_drop
         self.generation_weight, self.prediction_weight = generation_weight, prediction_weight
 
@@ -197,15 +201,13 @@ class DJEPA(nn.Module):
 
     def loss(self, batch: TokenBatch, generator: torch.Generator) -> Losses:
         """Draw a mask, then L = w_d · L_d + w_p · L_p over the masked tokens (D-JEPA eq. 4–6)."""
-        order = self.mask_orders[0]
-        if len(self.mask_orders) > 1:
-            chosen = torch.randint(len(self.mask_orders), (), generator=generator, device=generator.device)
-            order = self.mask_orders[int(chosen)]
-        ratio = self.mask_ratio.draw(generator)
-        masked = draw_mask(batch.valid, ratio, generator, batch.positions, order)  # (B, N)
+        mask = self._draw_mask(batch, generator)
+        if self.mask_horizon is not None:
+            batch, mask = within_horizon(batch, mask)
+        masked = mask.masked
         dropped = torch.rand(len(masked), generator=generator, device=generator.device) < self.condition_drop
         dropped = dropped.to(masked.device)
-        context = self.online.encode(batch.tokens, batch.positions, batch.valid & ~masked, batch.condition, dropped)
+        context = self.online.encode(batch.tokens, batch.positions, mask.visible, batch.condition, dropped)
         z = self.online.predictor(context, batch.positions, batch.valid)[masked]  # (M, D)
         generation = cast(Head, self.online.head).loss(z, batch.tokens[masked], generator).mean()
         prediction = generation.new_zeros(())
@@ -214,6 +216,14 @@ class DJEPA(nn.Module):
             prediction = F.smooth_l1_loss(self.online.projector(z).float(), target, beta=2.0)
         total = self.generation_weight * generation + self.prediction_weight * prediction
         return Losses(total=total, generation=generation, prediction=prediction)
+
+    def _draw_mask(self, batch: TokenBatch, generator: torch.Generator) -> Mask:
+        order = self.mask_orders[0]
+        if len(self.mask_orders) > 1:
+            chosen = torch.randint(len(self.mask_orders), (), generator=generator, device=generator.device)
+            order = self.mask_orders[int(chosen)]
+        ratio = self.mask_ratio.draw(generator)
+        return draw_mask(batch.valid, ratio, generator, batch.positions, order, self.mask_horizon)
 
     @torch.no_grad()
     def target_features(self, batch: TokenBatch, dropped: Tensor) -> Tensor:
@@ -233,7 +243,9 @@ class DJEPA(nn.Module):
         *,
         null: bool = False,
     ) -> Tensor:
-        """z (B, N, D) by the averaged weights, given the known tokens; `null` puts the null condition in place."""
+        """z (B, N, D) by the averaged weights, given the known tokens; `null` puts the null condition in place.
+
+        valid: the places that there are; with a horizon, those that are known or come next."""
         dropped = torch.full((len(tokens),), null, device=tokens.device)
         context = self.averaged.encode(tokens, positions, known, condition, dropped)
         return self.averaged.predictor(context, positions, valid)
@@ -241,6 +253,19 @@ class DJEPA(nn.Module):
     def update_average(self, decay: float) -> None:
         """Move the averages (and with them the target encoder) towards the online weights; after each step."""
         update_average(self.averaged, self.online, decay)
+
+
+def within_horizon(batch: TokenBatch, mask: Mask) -> tuple[TokenBatch, Mask]:
+    """The batch and its mask without the tokens that are neither visible nor to be predicted."""
+    kept = mask.visible | mask.masked
+    index = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(kept.sum(1).max())]  # (B, K)
+    batch = dataclasses.replace(
+        batch,
+        tokens=gather(batch.tokens, index),
+        positions=gather(batch.positions, index),
+        valid=kept.gather(1, index),
+    )
+    return batch, Mask(mask.visible.gather(1, index), mask.masked.gather(1, index))
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:

@@ -268,7 +268,7 @@ def load_weights(module: torch.nn.Module, weights: dict[str, Any], origin: str, 
         module.load_state_dict(weights, assign=assign)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:300]
-        raise UserError(f"{origin}: the weights do not fit the recipe beside them: {detail}") from None
+        raise UserError(f"{origin}: the weights do not fit the recipe: {detail}") from None
 
 
 def write_media(

@@ -51,19 +51,37 @@ def reveal_keys(positions: Tensor, order: Order, generator: torch.Generator) -> 
     return keys
 
 
-def draw_mask(
-    valid: Tensor, ratio: float, generator: torch.Generator, positions: Tensor | None = None, order: Order = "random"
-) -> Tensor:
-    """Mask ceil(n · ratio) of each sample's n valid tokens: those that `order` would reveal last.
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """What a step of training sees and what it has to predict, each (B, N) bool; padding is in neither.
 
-    valid (B, N) bool, positions (B, N, 3), which `random` can do without -> masked (B, N) bool, a subset of valid.
+    With a horizon, places further on in the order are in neither too."""
+
+    visible: Tensor
+    masked: Tensor
+
+
+def draw_mask(
+    valid: Tensor,
+    ratio: float,
+    generator: torch.Generator,
+    positions: Tensor | None = None,
+    order: Order = "random",
+    horizon: int | None = None,
+) -> Mask:
+    """Mask ceil(n · ratio) of each sample's n valid tokens: those that `order` would reveal last, or of them only the
+    `horizon` that it would reveal next.
+
+    valid (B, N) bool, positions (B, N, 3), which `random` can do without.
     """
     if positions is None:
         positions = torch.zeros(*valid.shape, 3, device=valid.device)
-    last_first = -reveal_keys(positions, order, generator)
-    rank = last_first.masked_fill(~valid, torch.inf).argsort(dim=1).argsort(dim=1)  # (B, N), padding last
-    count = (valid.sum(1, keepdim=True) * ratio).ceil()
-    return (rank < count) & valid
+    keys = reveal_keys(positions, order, generator)
+    rank = keys.masked_fill(~valid, torch.inf).argsort(dim=1).argsort(dim=1)  # (B, N), padding last
+    count = valid.sum(1, keepdim=True)
+    known = count - (count * ratio).ceil()
+    last = count if horizon is None else (known + horizon).minimum(count)
+    return Mask(visible=rank < known, masked=(rank >= known) & (rank < last))
 
 
 def reveal_schedule(num_tokens: int, steps: int, schedule: Schedule = "cosine") -> list[int]:

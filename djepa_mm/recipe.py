@@ -153,6 +153,9 @@ class MaskConfig(Config):
     high: Annotated[float, Field(gt=0, le=1)] = 1.0
     orders: Annotated[tuple[Order, ...], Field(min_length=1, strict=False)] = ("random",)
     """What is hidden is what such an order of sampling would reveal last; of several, one is drawn for each batch."""
+    horizon: PositiveInt | None = None
+    """Predict only so many of the hidden tokens, those that the order would reveal next, and leave the others out of
+    the sequence: for orders that go one frame after the other. All of them where it is not given."""
 
     @model_validator(mode="after")
     def _check(self) -> MaskConfig:

@@ -26,7 +26,7 @@ class Sampler:
 
     steps: T. guidance: s, 1 is none. guidance_schedule: `constant`, or `linear`: s_n = 1 + (s − 1) · (share known
     after step n). temperature: scales the head's noise. order: in which the places are revealed. schedule: how many
-    of them in each step.
+    of them in each step. horizon: how many places the predictor fills in at once, as in training; None is all of them.
     """
 
     steps: int = 64
@@ -35,6 +35,7 @@ class Sampler:
     temperature: float = 1.0
     order: Order = "random"
     schedule: Schedule = "cosine"
+    horizon: int | None = None
 
     @torch.no_grad()
     def sample(
@@ -69,10 +70,16 @@ class Sampler:
             if any(counts):
                 rows = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(device)  # (M,)
                 places = torch.cat(revealed).to(device)  # (M,)
-                z = model.features(tokens, positions, known, valid, condition)[rows, places]
+                there = valid
+                if self.horizon is not None:
+                    there = known.clone()
+                    for n, (order, count) in enumerate(zip(orders, counts, strict=True)):
+                        begin = schedules[n][step]
+                        there[n, order[begin : begin + max(count, self.horizon)].to(device)] = True
+                z = model.features(tokens, positions, known, there, condition)[rows, places]
                 z_null, guidance = None, self._guidance(known, valid, torch.tensor(counts, device=device))[rows, None]
                 if self.guidance != 1:
-                    z_null = model.features(tokens, positions, known, valid, condition, null=True)[rows, places]
+                    z_null = model.features(tokens, positions, known, there, condition, null=True)[rows, places]
                 new = model.head.sample(
                     z,
                     noise=partial(draw_noise, generators, counts, model.token_dim, device),

@@ -23,7 +23,7 @@ from djepa_mm.conditions import Pace
 from djepa_mm.data.loading import Corpus, Place
 from djepa_mm.djepa import DJEPA, Losses
 from djepa_mm.generate import TOKENIZER, Generation, Request, load_weights, sheet
-from djepa_mm.recipe import OptimConfig, Recipe, dump_recipe
+from djepa_mm.recipe import OptimConfig, Recipe, dump_recipe, load_recipe
 from djepa_mm.runlog import append_log, cut_log, run_bar
 from djepa_mm.types import Source, Tokenizer, UserError
 
@@ -47,7 +47,16 @@ class Trainer:
     `optim.minutes`, which reads the clock, can make two runs differ.
     """
 
-    def __init__(self, recipe: Recipe, out: Path, *, resume: bool, device: torch.device, console: Console) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        *,
+        resume: bool,
+        device: torch.device,
+        console: Console,
+        start: Path | None = None,
+    ) -> None:
         self.recipe, self.out, self.device, self.console = recipe, out, device, console
         source = recipe.data.build()
         tokenizer = recipe.tokenizer.build()
@@ -82,6 +91,8 @@ class Trainer:
         if resume:
             self._load(find_checkpoint(out))
         else:
+            if start is not None:
+                self._start_from(find_checkpoint(start))
             self.corpus.fit_tokenizer()
         for request in self._examples():  # a text that cannot be sampled is a mistake to hear of now, not after hours
             self.generation.check(request)
@@ -254,6 +265,15 @@ class Trainer:
         )
         return save_checkpoint(self.out / "checkpoints", checkpoint, self.recipe.run.keep)
 
+    def _start_from(self, checkpoint: Path) -> None:
+        """Take over the averaged weights of another run, for fine-tuning; nothing else of it."""
+        theirs = getattr(load_recipe(checkpoint / "recipe.yaml").condition, "characters", None)
+        if theirs != getattr(self.recipe.condition, "characters", None):
+            raise UserError(f"--from {checkpoint}: its condition.characters are others; make them agree")
+        found = {k: v for k, v in read_tensors(checkpoint, "averaged").items() if not k.startswith(TOKENIZER)}
+        for module in (self.model.averaged, self.model.online):
+            load_weights(module, found, f"--from {checkpoint}", assign=False)
+
     def _load(self, checkpoint: Path) -> None:
         state = read_state(checkpoint)
         averaged, online, training = (read_tensors(checkpoint, n) for n in ("averaged", "online", "training"))
@@ -275,12 +295,18 @@ class Trainer:
         self.step, self.seconds, self.place = state["step"], state["seconds"], Place(**state["place"])
 
 
-def train(recipe: Recipe, out: Path, *, resume: bool, device: torch.device, console: Console) -> Outcome:
-    """Train a recipe in the run folder `out`. Raises UserError where it holds a run already, or none to resume."""
+def train(
+    recipe: Recipe, out: Path, *, resume: bool, device: torch.device, console: Console, start: Path | None = None
+) -> Outcome:
+    """Train a recipe in the run folder `out`, from scratch or from the weights of the run or checkpoint `start`.
+
+    Raises UserError where `out` holds a run already, or none to resume."""
+    if resume and start is not None:
+        raise UserError("--resume and --from: a run that goes on has its own weights; give one of the two")
     if not resume and checkpoints(out / "checkpoints"):
         raise UserError(f"{out}: holds a run already; go on with it: --resume, or choose another folder: --out")
     try:
-        return Trainer(recipe, out, resume=resume, device=device, console=console).run()
+        return Trainer(recipe, out, resume=resume, device=device, console=console, start=start).run()
     except torch.OutOfMemoryError:
         raise UserError(
             f"{device} is out of memory: lower batch.size ({recipe.batch.size}) or batch.tokens ({recipe.batch.tokens})"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-from djepa_mm.djepa import DJEPA
-from djepa_mm.masking import MaskRatio
+from djepa_mm.djepa import DJEPA, within_horizon
+from djepa_mm.masking import MaskRatio, draw_mask
 from djepa_mm.types import Condition, TokenBatch
 
 Build = Callable[..., DJEPA]
@@ -184,3 +184,18 @@ def test_two_streams_attend_jointly(text_model: Build, text_batch: TokenBatch) -
     z = model.features(b.tokens, b.positions, known, b.valid, b.condition)
     other = dataclasses.replace(b.condition, ids=(b.condition.ids + 1) % 6)
     assert (model.features(b.tokens, b.positions, known, b.valid, other) - z).abs().max() > 1e-3
+
+
+def test_a_horizon_makes_training_and_sampling_see_the_same(picture_model: Build, picture_batch: TokenBatch) -> None:
+    """Features with the places beyond the horizon cut out, as in training, and hidden, as in sampling."""
+    model = picture_model(mask_horizon=3)
+    mask = draw_mask(picture_batch.valid, 0.6, rng(), picture_batch.positions, "raster", horizon=3)
+    short, trimmed = within_horizon(picture_batch, mask)
+    assert short.tokens.shape[1] == int((mask.visible | mask.masked).sum(1).max()) < picture_batch.tokens.shape[1]
+    assert torch.equal(short.tokens[trimmed.masked], picture_batch.tokens[mask.masked])
+    trained = model.features(short.tokens, short.positions, trimmed.visible, short.valid, short.condition)
+    there = mask.visible | mask.masked
+    b = picture_batch
+    sampled = model.features(b.tokens, b.positions, mask.visible, there, b.condition)
+    torch.testing.assert_close(trained[trimmed.masked], sampled[mask.masked], rtol=1e-4, atol=1e-5)
+    assert torch.isfinite(model.loss(picture_batch, rng()).total)

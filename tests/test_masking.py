@@ -27,13 +27,13 @@ def test_schedule_is_the_cosine_where_tokens_suffice() -> None:
 def test_mask_counts_and_stays_within_valid() -> None:
     valid = torch.arange(10) < torch.tensor([10, 3, 7])[:, None]
     for ratio in (0.7, 0.85, 1.0):
-        masked = draw_mask(valid, ratio, torch.Generator().manual_seed(0))
+        masked = draw_mask(valid, ratio, torch.Generator().manual_seed(0)).masked
         assert masked.sum(1).tolist() == [math.ceil(n * ratio) for n in (10, 3, 7)]
         assert not (masked & ~valid).any()
 
 
 def test_masks_are_uniform_and_independent() -> None:
-    masked = draw_mask(torch.ones(4000, 8, dtype=torch.bool), 0.5, torch.Generator().manual_seed(0)).float()
+    masked = draw_mask(torch.ones(4000, 8, dtype=torch.bool), 0.5, torch.Generator().manual_seed(0)).masked.float()
     assert (masked.mean(0) - 0.5).abs().max() < 0.03
     pairs = (masked.T @ masked / len(masked)).fill_diagonal_(0)  # P(both) = 4/8 · 3/7
     assert (pairs[pairs > 0] - 3 / 14).abs().max() < 0.03
@@ -81,7 +81,7 @@ def test_raster_is_the_numbering() -> None:
 def test_what_an_order_reveals_last_is_masked(order: Order) -> None:
     positions, valid = GRID.expand(8, -1, -1), torch.ones(8, 60, dtype=torch.bool)
     valid[3, 40:] = False
-    masked = draw_mask(valid, 0.5, torch.Generator().manual_seed(0), positions, order)
+    masked = draw_mask(valid, 0.5, torch.Generator().manual_seed(0), positions, order).masked
     assert masked.sum(1).tolist() == [30] * 3 + [20] + [30] * 4
     assert not (masked & ~valid).any()
     if order == "frames":  # a whole number of frames, of those there are
@@ -91,6 +91,18 @@ def test_what_an_order_reveals_last_is_masked(order: Order) -> None:
         assert ((whole == 0) | (whole == 4)).sum() >= 14
     if order != "raster":
         assert not torch.equal(masked[0], masked[1]) or order == "frames"
+
+
+def test_a_horizon_leaves_out_what_comes_later() -> None:
+    positions, valid = GRID.expand(2, -1, -1), torch.ones(2, 60, dtype=torch.bool)
+    valid[1, 33:] = False
+    mask = draw_mask(valid, 0.5, torch.Generator().manual_seed(0), positions, "frames", horizon=15)
+    assert mask.visible.sum(1).tolist() == [30, 16]
+    assert mask.masked.sum(1).tolist() == [15, 15]
+    assert GRID[mask.visible[0]][:, 0].max() == 1
+    assert (GRID[mask.masked[0]][:, 0] == 2).all()
+    near_the_end = draw_mask(valid, 0.1, torch.Generator().manual_seed(0), positions, "frames", horizon=15)
+    assert near_the_end.masked.sum(1).tolist() == [6, 4]
 
 
 def test_the_linear_schedule_is_even() -> None:

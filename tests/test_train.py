@@ -40,6 +40,25 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return {f"{n}.{k}": v for n in ("averaged", "online", "training") for k, v in read_tensors(checkpoint, n).items()}
 
 
+def test_fine_tuning_begins_with_the_weights_of_another_run(tmp_path: Path) -> None:
+    first = run(small("digits", "optim.steps=2"), tmp_path / "first")
+    recipe = small("digits", "optim.steps=1", "optim.lr=1e-30", "run.seed=5")
+    train(recipe, tmp_path / "second", resume=False, device=CPU, console=QUIET, start=first)
+    expected = read_tensors(find_checkpoint(first), "averaged")
+    for name, tensor in read_tensors(find_checkpoint(tmp_path / "second"), "averaged").items():
+        assert torch.equal(tensor, expected[name]), name
+    assert find_checkpoint(tmp_path / "second").name == "step-00000001"
+
+
+def test_fine_tuning_names_a_model_that_does_not_fit(tmp_path: Path) -> None:
+    first = run(small("digits", "optim.steps=1"), tmp_path / "first")
+    recipe = small("digits", "model.width=64")
+    with pytest.raises(UserError, match=f"--from {first}.*do not fit"):
+        train(recipe, tmp_path / "second", resume=False, device=CPU, console=QUIET, start=first)
+    with pytest.raises(UserError, match="--resume and --from"):
+        train(recipe, tmp_path / "second", resume=True, device=CPU, console=QUIET, start=first)
+
+
 @pytest.mark.parametrize("cache", ["true", "false"])
 def test_resuming_equals_never_stopping(tmp_path: Path, cache: str) -> None:
     """Weights, averages, optimiser and random states agree to the bit, across an epoch's end."""
