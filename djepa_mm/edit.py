@@ -23,7 +23,7 @@ class Edit:
     """One item to edit, laid out as it will be: what is given in its place, blanks where the new goes."""
 
     job: Job
-    original: Tensor  # the media, zeros where new ones go and none are replaced
+    original: Tensor  # the media; where new ones go, what they replace, or zeros, or a frame held
     kept: Tensor  # bool on the media's axes of time and space
 
 
@@ -115,3 +115,49 @@ def in_paint(generation: Generation, media: Tensor, request: Request, mask: Tens
     tokens = generation.tokenizer.encode(media[None])[0]
     job = Job(request=request, spec=spec, tokens=tokens * known[:, None], known=known)
     return Edit(job=job, original=media, kept=~mask)
+
+
+def given_frames(
+    generation: Generation, request: Request, *, first: Tensor | None = None, last: Tensor | None = None
+) -> Edit:
+    """Complete a clip from its first frames, from its last ones, or from both: prediction, or what lies between.
+
+    first, last: (C, k, H, W) in [-1, 1], of the model's channels and size, at least one of the two. Raises UserError
+    where they do not fit, do not fill whole tokens or leave nothing to generate, and for a model of other media.
+    """
+    generation.check(request)
+    tokenizer = generation.tokenizer
+    if tokenizer.tokens_per_s is None or tokenizer.sample_rate_hz is not None:
+        raise UserError("first and last frames are for models of clips, and this model makes none")
+    spec = tokenizer.spec_for()
+    (count, rows, columns), (channels, frames, height, width) = spec.grid, spec.shape
+    per_token = tokenizer.span[0]
+    short = count * per_token - frames  # of the first token: the first latent of a VAE may stand for one frame
+    parts = [(name, part) for name, part in (("first", first), ("last", last)) if part is not None]
+    assert parts, "given_frames needs frames"
+    for name, part in parts:
+        if (part.shape[0], *part.shape[2:]) != (channels, height, width):
+            found = f"{part.shape[3]}×{part.shape[2]} pixels in {part.shape[0]} channels"
+            raise UserError(
+                f"the {name} frames have {found}, this model takes {width}×{height} in {channels}; resize them first"
+            )
+    if (total := sum(part.shape[1] for _, part in parts)) >= frames:
+        raise UserError(f"{total} frames are given and a clip has {frames}: leave at least one to generate")
+    for name, part in parts:
+        fitting = [n * per_token - (short if name == "first" else 0) for n in range(1, count)]
+        if (given := part.shape[1]) not in fitting:
+            nearest = sorted(sorted(fitting, key=lambda n: abs(n - given))[:2])
+            advice = f"give {' or '.join(map(str, nearest))}" if nearest else "none can be given"
+            raise UserError(f"the {name} {given} frames do not fill whole tokens of {per_token}: {advice}")
+    kept = torch.zeros(frames, dtype=torch.bool)
+    kept[: 0 if first is None else first.shape[1]] = True
+    kept[frames if last is None else -last.shape[1] :] = True
+    places = kept.nonzero()[:, 0]
+    # In between the nearest frame is held, because a VAE sees more than the frames of one latent.
+    nearest_place = (torch.arange(frames)[:, None] - places).abs().argmin(dim=1)
+    held = torch.cat([part for _, part in parts], dim=1)[:, nearest_place]
+    known = torch.zeros(count, dtype=torch.bool)
+    known[(places + short) // per_token] = True
+    known = known.repeat_interleave(rows * columns)
+    job = Job(request=request, spec=spec, tokens=tokenizer.encode(held[None])[0] * known[:, None], known=known)
+    return Edit(job=job, original=held, kept=kept[:, None, None].expand(frames, height, width))
