@@ -15,6 +15,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from djepa_mm.data.video_reader import Header, VideoReader, Wanted
 from djepa_mm.types import BrokenItem, Item, SourceConfig, UserError
 
+LUMA = torch.tensor([0.299, 0.587, 0.114]).reshape(3, 1, 1, 1)  # of red, green and blue, ITU-R BT.601
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 
 
@@ -25,6 +26,8 @@ class VideoConfig(SourceConfig):
     """Frames of an item, n."""
     size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]
     """Height and width: the largest centred part of that shape is cut out and resized."""
+    channels: Literal[1, 3] = 3
+    """1 makes clips grey."""
     frame_rate: PositiveFloat | None = None
     """Frames a second that videos are resampled to, by repeating or dropping; their own where it is not given."""
     stride: PositiveInt = 1
@@ -143,11 +146,11 @@ class Clips:
         return None
 
     def shape(self, index: int) -> tuple[int, ...]:
-        """(3, T, H, W)."""
+        """(C, T, H, W)."""
         file = self.windows[index].file
         if file in self.broken:
             raise BrokenItem(self.broken[file])
-        return (3, self.config.frames, *self.config.size)
+        return (self.config.channels, self.config.frames, *self.config.size)
 
     def read(self, index: int) -> Item:
         (item,) = self.read_all([index])
@@ -170,6 +173,8 @@ class Clips:
             except BrokenItem as error:
                 yield error
             else:
+                if self.config.channels == 1:
+                    media = (media * LUMA).sum(0, keepdim=True)
                 yield Item(media=media, label=self.labels[self.windows[index].file])
 
     def _wanted(self, index: int) -> Wanted | BrokenItem:

@@ -68,7 +68,7 @@ class MovingDigitsConfig(SourceConfig):
         if not folder.exists():
             write_digits(self, split, folder, progress)
         return ClipsConfig(
-            source="clips", root=str(folder), frames=self.frames, size=self.size, reader=self.reader
+            source="clips", root=str(folder), frames=self.frames, size=self.size, channels=1, reader=self.reader
         ).build()
 
 

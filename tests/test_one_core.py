@@ -1,0 +1,90 @@
+"""One core and one schema for pictures, sounds and clips: nothing on the way through them knows which it is."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import shutil
+import tokenize
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from djepa_mm.djepa import DJEPA
+from djepa_mm.generate import Generation
+from djepa_mm.recipe import load_recipe, schema_class
+from djepa_mm.train import Trainer, train
+
+PACKAGE = Path(__file__).parents[1] / "djepa_mm"
+SMALL = [
+    "model.width=64", "model.depth=1", "model.heads=2", "head.width=32", "head.blocks=1", "head.steps=2",
+    "batch.size=4", "sample.steps=3", "run.samples=2", "run.sample_every=null", "optim.steps=3", "optim.minutes=null",
+]  # fmt: skip
+RECIPES = {
+    "digits": (),
+    "spoken-digits": ("data.count=20",),
+    "moving-digits": ("data.count=20",),
+}
+# every file between a recipe and a trained model, and between that and its tokens
+PATH = (
+    "averaging.py", "build.py", "checkpoint.py", "conditions.py", "djepa.py", "generate.py", "masking.py", "recipe.py",
+    "sampler.py", "train.py", "data/loading.py", "nn/*.py", "heads/*.py",
+)  # fmt: skip
+MODALITIES = re.compile(r"image|picture|photo|audio|speech|sound|mel|wav|vocod|video|movie|digit", re.IGNORECASE)
+WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_same_core_and_schema_train_and_sample(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "spoken-digits" and shutil.which("espeak-ng") is None:
+        pytest.skip("espeak-ng is not installed, and it speaks this corpus")
+    if name == "moving-digits":
+        pytest.importorskip("av", reason="PyAV writes this corpus")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    recipe = load_recipe(name, [*SMALL, *RECIPES[name]])
+    built: list[Any] = []
+    monkeypatch.setattr(Trainer, "run", keep(Trainer.run, built))
+    outcome = train(recipe, tmp_path / "run", resume=False, device=torch.device("cpu"), console=Console(quiet=True))
+    assert type(recipe) is schema_class()
+    assert [type(trainer) for trainer in built] == [Trainer]
+    assert type(built[0].model) is DJEPA
+    assert outcome.step == 3
+    generation = Generation.load(outcome.run)
+    media = generation(generation.examples(2, recipe.run.texts, 0))
+    assert len(media) == 2
+    assert all(item.isfinite().all() for item in media)
+
+
+def keep(run: Any, into: list[Any]) -> Any:
+    """The real `run`, which also says whose it is."""
+
+    def kept(trainer: Trainer) -> Any:
+        into.append(trainer)
+        return run(trainer)
+
+    return kept
+
+
+def names(path: Path) -> set[str]:
+    """Words of the identifiers in a file's code; not what it imports from outside the package, comments and texts."""
+    source = path.read_text(encoding="utf-8")
+    foreign = {
+        alias.asname or alias.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("djepa_mm")
+        for alias in node.names
+    }
+    found = {t.string for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.NAME}
+    return {word for name in found - foreign for word in WORDS.findall(name)}
+
+
+def test_no_file_on_the_way_names_a_modality() -> None:
+    files = [path for pattern in PATH for path in sorted(PACKAGE.glob(pattern))]
+    assert len(files) > 18
+    named = {path.name: sorted(word for word in names(path) if MODALITIES.match(word)) for path in files}
+    assert {file: words for file, words in named.items() if words} == {}
+    assert any(MODALITIES.match(word) for word in names(PACKAGE / "tokenizers" / "mel.py"))  # it would be found
