@@ -5,6 +5,7 @@ C channels, 1 or 3; T frames, H and W pixels.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,11 +45,11 @@ def probe_clip(path: Path) -> ClipFormat:
         return ClipFormat(frames=count, size=_upright(first, "gray").shape[:2], frame_rate=rate)
 
 
-def read_clip(path: Path, *, channels: int = 3, most: int | None = None) -> Tensor:
-    """Any file that FFmpeg reads -> (C, T, H, W) in [-1, 1], its first `most` frames. Raises UserError, one line."""
-    form = "gray" if channels == 1 else "rgb24"
-    with _opened(path) as (_, frames):
-        pixels = [_upright(frame, form) for frame in islice(frames, most)]
+def read_clip(path: Path, *, channels: int = 3, most: int | None = None, last: int | None = None) -> Tensor:
+    """Any file that FFmpeg reads, or an animated .webp -> (C, T, H, W) in [-1, 1]. Raises UserError, one line.
+
+    most, last: only its first `most` frames; of these, only the last `last`."""
+    pixels = list(deque(islice(_frames(path, channels), most), maxlen=last))
     if not pixels or len({frame.shape for frame in pixels}) > 1:
         raise UserError(f"{path}: not readable as a clip ({'frames of many sizes' if pixels else 'no frames in it'})")
     return _from_bytes(np.stack(pixels)).permute(3, 0, 1, 2)
@@ -56,18 +57,15 @@ def read_clip(path: Path, *, channels: int = 3, most: int | None = None) -> Tens
 
 def read_picture(path: Path, *, channels: int = 3) -> Tensor:
     """Any file that Pillow reads -> (C, H, W) in [-1, 1]. Raises UserError, one line."""
-    try:
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not readable as a picture ({' '.join(str(error).split())})") from None
-    return _from_bytes(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
+    with _opened_by_pillow(path, "a picture") as picture:
+        return _from_bytes(_pixels(picture, channels)).permute(2, 0, 1)
 
 
 def write_clip(clip: Tensor, path: Path, frame_rate: float) -> None:
     """(C, T, H, W) in [-1, 1] -> .mp4 (H.264, yuv420p: plays everywhere), or an animated .gif or .webp.
 
-    Raises UserError for another suffix, and for an .mp4 of odd height or width, which yuv420p cannot hold."""
+    An animation has neighbours that are exactly alike as one frame that is shown longer. Raises UserError for another
+    suffix, and for an .mp4 of odd height or width, which yuv420p cannot hold."""
     if path.suffix in ANIMATIONS:
         _write_animation(clip, path, frame_rate)
     elif path.suffix == ".mp4":
@@ -146,3 +144,31 @@ def _opened(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
     except (av.error.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{path}: not readable as a clip ({' '.join(reason.split())})") from None
+
+
+def _frames(path: Path, channels: int) -> Iterator[np.ndarray]:
+    """(H, W, C) uint8 of every frame. Pillow reads animated .webp, which FFmpeg does not."""
+    if path.suffix.lower() == ".webp":
+        with _opened_by_pillow(path, "a clip") as picture:
+            for number in range(getattr(picture, "n_frames", 1)):
+                picture.seek(number)
+                yield _pixels(picture, channels)
+    else:
+        with _opened(path) as (_, frames):
+            for frame in frames:
+                yield _upright(frame, "gray" if channels == 1 else "rgb24")
+
+
+def _pixels(picture: Image.Image, channels: int) -> np.ndarray:
+    """(H, W, C) uint8."""
+    return np.asarray(picture.convert("L" if channels == 1 else "RGB")).reshape(picture.height, picture.width, channels)
+
+
+@contextmanager
+def _opened_by_pillow(path: Path, what: str) -> Iterator[Any]:
+    """Pillow's ways to fail, now and later, become one line."""
+    try:
+        with Image.open(path) as picture:
+            yield picture
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not readable as {what} ({' '.join(str(error).split())})") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,3 +116,22 @@ def speaker() -> Generation:
 @pytest.fixture
 def painter() -> Generation:
     return untrained("digits", classes=tuple("0123456789"))
+
+
+@pytest.fixture
+def filmer() -> Generation:
+    """Clips of 8 frames of 16×16 pixels, 10 frames a second, in 4×4×4 tokens of two frames each."""
+    tokenizer = "{kind: clip-patches, patch: [2, 4, 4], frames: 8, size: [16, 16], frame_rate: 10}"
+    return untrained("digits", f"tokenizer={tokenizer}", classes=tuple("0123456789"))
+
+
+@pytest.fixture
+def latent_filmer(tmp_path: Path) -> Generation:
+    """Clips of 9 frames of 16×16 pixels in 3×2×2 tokens, latents of a causal VAE: of 1, 4 and 4 frames."""
+    import diffusers
+
+    moments = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+    vae = diffusers.AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1] * 4, num_res_blocks=1, **moments)
+    vae.save_pretrained(tmp_path / "vae")
+    tokenizer = f"{{kind: clip-vae, model: {tmp_path / 'vae'}, frames: 9, size: [16, 16], frame_rate: 10}}"
+    return untrained("digits", f"tokenizer={tokenizer}", classes=tuple("0123456789"))

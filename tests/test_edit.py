@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from djepa_mm.edit import Edit, in_paint, replace_span, run_edits
+from djepa_mm.edit import Edit, given_frames, in_paint, replace_span, run_edits
 from djepa_mm.generate import Generation, Request
 from djepa_mm.types import UserError
 
@@ -155,3 +155,142 @@ def test_files_that_cannot_be_edited(speaker: Generation, painter: Generation, t
         speaker.tokenizer.load(path)
     with pytest.raises(UserError, match="not readable as a picture"):
         painter.tokenizer.load(path)
+
+
+# --- clips
+
+
+def film(frames: int = 8) -> torch.Tensor:
+    return torch.rand(3, frames, 16, 16) * 2 - 1
+
+
+@pytest.mark.parametrize(("first", "last"), [(2, 0), (6, 0), (0, 4), (2, 2)])
+def test_given_frames_come_back_and_the_others_are_generated(filmer: Generation, first: int, last: int) -> None:
+    media = film()
+    ends = {"first": media[:, :first] if first else None, "last": media[:, 8 - last :] if last else None}
+    edit = given_frames(filmer, Request(label=3), **ends)
+    assert edit.job.tokens is not None
+    assert edit.job.known is not None
+    given = torch.tensor([n < first or n >= 8 - last for n in range(8)])
+    assert torch.equal(edit.job.known, given[::2].repeat_interleave(16))
+    assert torch.equal(edit.job.tokens, filmer.tokenizer.encode(media[None])[0] * edit.job.known[:, None])
+    (clip,) = run_edits(filmer, [edit])
+    assert torch.equal(clip[:, given], media[:, given])
+    assert (clip[:, ~given] != media[:, ~given]).float().mean() > 0.9
+    other = given_frames(filmer, Request(label=3, seed=(1,)), **ends)
+    assert not torch.equal(run_edits(filmer, [other])[0], clip)
+
+
+def test_between_given_frames_the_nearest_is_held(filmer: Generation) -> None:
+    media = film()
+    held = given_frames(filmer, Request(label=3), first=media[:, :2], last=media[:, 6:]).original
+    assert torch.equal(held, media[:, [0, 1, 1, 1, 6, 6, 6, 7]])
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "message"),
+    [
+        (3, 0, "the first 3 frames do not fill whole tokens of 2: give 2 or 4"),
+        (0, 1, "the last 1 frames do not fill whole tokens of 2: give 2 or 4"),
+        (7, 0, "the first 7 frames do not fill whole tokens of 2: give 4 or 6"),
+        (8, 0, "8 frames are given and a clip has 8: leave at least one"),
+        (4, 4, "8 frames are given and a clip has 8: leave at least one"),
+    ],
+)
+def test_frames_that_cannot_be_given(filmer: Generation, first: int, last: int, message: str) -> None:
+    ends = {"first": film(first) if first else None, "last": film(last) if last else None}
+    with pytest.raises(UserError, match=message):
+        given_frames(filmer, Request(label=3), **ends)
+
+
+def test_frames_of_another_size_or_for_other_models(
+    filmer: Generation, painter: Generation, speaker: Generation
+) -> None:
+    with pytest.raises(UserError, match="12×16 pixels in 3 channels, this model takes 16×16 in 3"):
+        given_frames(filmer, Request(label=3), first=film(2)[..., :12])
+    with pytest.raises(UserError, match="16×16 pixels in 1 channels, this model takes 16×16 in 3"):
+        given_frames(filmer, Request(label=3), last=film(2)[:1])
+    for other, request in ((painter, Request(label=3)), (speaker, Request(text="one"))):
+        with pytest.raises(UserError, match="for models of clips"):
+            given_frames(other, request, first=film(2))
+
+
+def test_the_first_latent_of_a_causal_vae_is_one_frame(latent_filmer: Generation) -> None:
+    media = film(9)
+    whole = latent_filmer.tokenizer.encode(media[None])[0]
+    for first, last, known in ((1, 0, [0]), (5, 0, [0, 1]), (0, 4, [2]), (1, 4, [0, 2])):
+        ends = {"first": media[:, :first] if first else None, "last": media[:, 9 - last :] if last else None}
+        edit = given_frames(latent_filmer, Request(label=3), **ends)
+        assert edit.job.tokens is not None
+        assert edit.job.known is not None
+        assert edit.job.known.reshape(3, 4).all(1).nonzero()[:, 0].tolist() == known
+        assert edit.job.known.sum() == 4 * len(known)
+        if not last:  # what comes after a frame does not change its latent
+            torch.testing.assert_close(edit.job.tokens[edit.job.known], whole[: 4 * len(known)], atol=1e-5, rtol=1e-5)
+        (clip,) = run_edits(latent_filmer, [edit])
+        assert torch.equal(clip[:, edit.kept[:, 0, 0]], media[:, edit.kept[:, 0, 0]])
+        assert edit.kept[:, 0, 0].sum() == first + last
+    with pytest.raises(UserError, match="first 4 frames do not fill whole tokens of 4: give 1 or 5"):
+        given_frames(latent_filmer, Request(label=3), first=media[:, :4])
+    mask = torch.zeros(9, 16, 16, dtype=torch.bool)
+    mask[1] = True
+    touched = in_paint(latent_filmer, media, Request(label=3), mask).job.known
+    assert touched is not None
+    assert (~touched).reshape(3, 4).any(1).tolist() == [False, True, False]
+
+
+def test_a_mask_holds_for_all_frames_or_between_two_times(filmer: Generation) -> None:
+    media, request = film(), Request(label=3)
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[1:3, 5:8] = True
+    for times, frames in (
+        ({}, range(8)),
+        ({"start_s": 0.3}, range(3, 8)),
+        ({"stop_s": 0.3}, range(3)),
+        ({"start_s": 0.2, "stop_s": 0.5}, range(2, 5)),
+        ({"start_s": 0.25, "stop_s": 0.41}, range(2, 5)),  # every frame that is shown in between
+    ):
+        volume = mask & torch.tensor([n in frames for n in range(8)])[:, None, None]
+        edit = in_paint(filmer, media, request, mask, **times)
+        assert edit.job.known is not None
+        touched = {(t // 2, y // 4, x // 4) for t, y, x in volume.nonzero().tolist()}
+        assert {tuple(place) for place in (~edit.job.known).reshape(4, 4, 4).nonzero().tolist()} == touched
+        (painted,) = run_edits(filmer, [edit])
+        assert torch.equal(painted[:, ~volume], media[:, ~volume])
+        assert (painted[:, volume] != media[:, volume]).float().mean() > 0.9
+
+
+def test_a_mask_in_space_and_time(filmer: Generation) -> None:
+    media = film()
+    mask = torch.zeros(8, 16, 16, dtype=torch.bool)
+    mask[1, :4, :4] = mask[6, 9:, 9:] = True
+    (painted,) = run_edits(filmer, [in_paint(filmer, media, Request(label=3), mask)])
+    assert torch.equal(painted[:, ~mask], media[:, ~mask])
+    assert (painted[:, mask] != media[:, mask]).float().mean() > 0.9
+
+
+def test_a_span_of_a_clip_is_replaced_and_its_length_stays(filmer: Generation) -> None:
+    media = film()
+    (edited,) = run_edits(filmer, [replace_span(filmer, media, Request(label=3), start_s=0.3, stop_s=0.5)])
+    changed = (edited != media).any(0).flatten(1).any(1)
+    assert changed.tolist() == [n in (3, 4) for n in range(8)]
+
+
+def test_masks_and_spans_of_clips_that_make_no_sense(filmer: Generation, painter: Generation) -> None:
+    media, request, mask = film(), Request(label=3), torch.ones(16, 16, dtype=torch.bool)
+    for wrong in (torch.ones(15, 16), torch.ones(7, 16, 16), torch.ones(1, 16, 16)):
+        with pytest.raises(UserError, match="the clip, with its frames first"):
+            in_paint(filmer, media, request, wrong.bool())
+    with pytest.raises(UserError, match="has to end after it begins"):
+        in_paint(filmer, media, request, mask, start_s=0.5, stop_s=0.2)
+    with pytest.raises(UserError, match=r"--to 0\.9: the clip is 0\.80 s long"):
+        in_paint(filmer, media, request, mask, stop_s=0.9)
+    late = torch.zeros(8, 16, 16, dtype=torch.bool)
+    late[6] = True
+    with pytest.raises(UserError, match="nothing to paint"):
+        in_paint(filmer, media, request, late, stop_s=0.3)
+    for options in ({}, {"start_s": 0.2, "new_s": 0.3}):
+        with pytest.raises(UserError, match="clips have one length"):
+            replace_span(filmer, media, request, **options)
+    with pytest.raises(UserError, match="a picture has no time"):
+        in_paint(painter, torch.zeros(1, 8, 8), request, torch.ones(8, 8, dtype=torch.bool), stop_s=0.3)
