@@ -272,10 +272,15 @@ def load_weights(module: torch.nn.Module, weights: dict[str, Any], origin: str, 
 
 
 def write_media(
-    generation: Generation, requests: Sequence[Request], media: Sequence[Tensor], folder: Path
+    generation: Generation,
+    requests: Sequence[Request],
+    media: Sequence[Tensor],
+    folder: Path,
+    suffix: str | None = None,
 ) -> Iterator[Path]:
     """Write a file an item, named by number and request, then `sheet.png` and `index.html` of all.
 
+    suffix: one of the tokenizer's; its first where none is given.
     Yields each path once it is there."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = generation.tokenizer
@@ -284,7 +289,7 @@ def write_media(
     for n, (request, item) in enumerate(zip(requests, media, strict=True)):
         title = request.text or (generation.classes[request.label] if request.label is not None else "sample")
         slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40]
-        path = folder / f"{n:04d}-{slug}{tokenizer.suffix}"
+        path = folder / f"{n:04d}-{slug}{suffix or tokenizer.suffix}"
         tokenizer.save(item, path)
         figures.append(figure(title, previews[n], path))
         yield path

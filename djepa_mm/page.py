@@ -26,7 +26,12 @@ small, code {{ color: #555; }}
 {sections}
 </body></html>
 """
-PLAYERS = {".wav": ("audio controls", "audio/wav"), ".mp4": ("video controls loop muted", "video/mp4")}
+PLAYERS = {
+    ".wav": ("audio controls", "audio/wav"),
+    ".flac": ("audio controls", "audio/flac"),
+    ".mp4": ("video controls loop muted", "video/mp4"),
+}
+ANIMATIONS = {".gif": "image/gif", ".webp": "image/webp"}
 
 
 def page(title: str, lead: str, sections: Sequence[str]) -> str:
@@ -39,11 +44,8 @@ def heading(title: str, note: str = "") -> str:
 
 
 def figure(caption: str, picture: Image.Image, file: Path | None = None) -> str:
-    """A caption, a player for the media file where it is one that can be played, and the picture."""
-    player = ""
-    if file is not None and file.suffix in PLAYERS:
-        tag, media_type = PLAYERS[file.suffix]
-        player = f'<{tag} src="{_data(file.read_bytes(), media_type)}"></{tag.split()[0]}>'
+    """A caption, the media file where it is one that plays or moves, and the picture."""
+    player = "" if file is None else _player(file)
     data = io.BytesIO()
     picture.save(data, format="PNG")
     shown = html.escape(caption)
@@ -51,6 +53,18 @@ def figure(caption: str, picture: Image.Image, file: Path | None = None) -> str:
         f"<figure><figcaption>{shown}</figcaption>{player}"
         f'<img alt="{shown}" src="{_data(data.getvalue(), "image/png")}"></figure>'
     )
+
+
+def _player(file: Path) -> str:
+    """What plays a media file; nothing for a still picture."""
+    if file.suffix in PLAYERS:
+        tag, media_type = PLAYERS[file.suffix]
+        return f'<{tag} src="{_data(file.read_bytes(), media_type)}"></{tag.split()[0]}>'
+    if file.suffix in ANIMATIONS:
+        with Image.open(file) as picture:
+            if getattr(picture, "is_animated", False):
+                return f'<img alt="" src="{_data(file.read_bytes(), ANIMATIONS[file.suffix])}"><br>'
+    return ""
 
 
 def _data(content: bytes, media_type: str) -> str:

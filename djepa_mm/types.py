@@ -99,7 +99,8 @@ class Tokenizer(Protocol):
         """Of waveforms; None for other media."""
         ...
 
-    suffix: ClassVar[str]  # of the files that `save` writes, with its dot
+    suffixes: ClassVar[tuple[str, ...]]  # of the files that `save` writes, each with its dot
+    suffix: ClassVar[str]  # the first of them: of what is written where nothing else is asked for
 
     def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
         """Grid of media of this shape (no batch axis). Raises UserError where the shape cannot be tokenized."""
@@ -140,7 +141,7 @@ class Tokenizer(Protocol):
     def load_statistics(self, statistics: Mapping[str, Tensor]) -> None: ...
 
     def save(self, media: Tensor, path: Path) -> None:
-        """Write one item (no batch axis) to `path`, whose suffix is `suffix`."""
+        """Write one item (no batch axis) to `path`, whose suffix is one of `suffixes`."""
         ...
 
     def load(self, path: Path) -> Tensor:

@@ -1,10 +1,13 @@
-"""Long texts in parts, and lengths."""
+"""Long texts in parts, lengths, and the files that come out."""
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from djepa_mm.generate import SLACK, Generation, Job, Request
+import pytest
+from PIL import Image
+
+from djepa_mm.generate import SLACK, Generation, Job, Request, write_media
 from djepa_mm.types import UserError
 
 THREE = "one two three. four five six! seven"
@@ -49,3 +52,33 @@ def test_the_rate_changes_the_length(speaker: Generation) -> None:
 def test_a_word_that_is_too_long_is_named(speaker: Generation) -> None:
     with pytest.raises(UserError, match="nineoneoneone"):
         speaker.check(Request(text="one nine" + "one" * 40))
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_animations_have_every_frame_and_move_on_the_page(filmer: Generation, suffix: str, tmp_path: Path) -> None:
+    requests = [Request(label=3), Request(label=5)]
+    paths = list(write_media(filmer, requests, filmer(requests), tmp_path, suffix))
+    assert [path.name for path in paths] == [f"0000-3{suffix}", f"0001-5{suffix}", "sheet.png", "index.html"]
+    for path in paths[:2]:
+        with Image.open(path) as animation:
+            assert (animation.n_frames, animation.size) == (8, (16, 16))  # type: ignore[attr-defined]
+    shown = paths[-1].read_text()
+    assert shown.count(f'<img alt="" src="data:image/{suffix[1:]};base64,') == 2
+    assert "<video" not in shown
+
+
+def test_clips_and_sounds_are_played_and_still_pictures_shown_once(
+    filmer: Generation, speaker: Generation, painter: Generation, tmp_path: Path
+) -> None:
+    for model, request, suffix, player in (
+        (filmer, Request(label=3), None, '<video controls loop muted src="data:video/mp4;'),
+        (speaker, Request(text="one"), None, '<audio controls src="data:audio/wav;'),
+        (speaker, Request(text="one"), ".flac", '<audio controls src="data:audio/flac;'),
+        (painter, Request(label=3), ".webp", "<img"),
+        (painter, Request(label=3), ".jpg", "<img"),
+    ):
+        paths = list(write_media(model, [request], model([request]), tmp_path, suffix))
+        assert paths[0].suffix == (suffix or model.tokenizer.suffix)
+        shown = paths[-1].read_text()
+        assert shown.count(player) == 1
+        assert shown.count("<img") == 1

@@ -22,6 +22,7 @@ from djepa_mm.media import read_picture
 from djepa_mm.types import Config, MediaSpec, UserError
 
 PREVIEW_PIXELS = 64  # pictures smaller than this are enlarged to be looked at
+JPEG_QUALITY = 95  # of 100
 
 Size = Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]  # a YAML list is a tuple here
 
@@ -72,7 +73,8 @@ class KLVAEConfig(Config):
 class _Pictures:
     """What pictures of one size share, however their tokens come about."""
 
-    suffix: ClassVar[str] = ".png"
+    suffixes: ClassVar[tuple[str, ...]] = (".png", ".webp", ".jpg")
+    suffix: ClassVar[str] = suffixes[0]
     sample_rate_hz = None
     tokens_per_s = None
 
@@ -102,7 +104,8 @@ class _Pictures:
         return self.spec
 
     def save(self, media: Tensor, path: Path) -> None:
-        _picture(media).save(path)
+        """.png and .webp keep every pixel, .jpg does not."""
+        _picture(media).save(path, lossless=True, quality=JPEG_QUALITY)
 
     def load(self, path: Path) -> Tensor:
         """Any file that Pillow reads; its size has to be the tokenizer's."""

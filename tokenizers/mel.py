@@ -77,7 +77,8 @@ class MelConfig(Config):
 class Mel:
     """Log-mel frames, each band brought to zero mean and unit variance."""
 
-    suffix: ClassVar[str] = ".wav"
+    suffixes: ClassVar[tuple[str, ...]] = (".wav", ".flac")
+    suffix: ClassVar[str] = suffixes[0]
 
     def __init__(self, config: MelConfig) -> None:
         self.config = config

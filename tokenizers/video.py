@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
-from djepa_mm.media import pictures, read_clip, write_clip
+from djepa_mm.media import ANIMATIONS, pictures, read_clip, write_clip
 from djepa_mm.types import Config, MediaSpec, UserError
 
 PREVIEW_FRAMES = 8  # most on a contact sheet, in rows of four
@@ -92,7 +92,8 @@ class ClipVAEConfig(Config):
 class _Clips:
     """What clips of one length and size share, however their tokens come about."""
 
-    suffix: ClassVar[str] = ".mp4"
+    suffixes: ClassVar[tuple[str, ...]] = (".mp4", *ANIMATIONS)
+    suffix: ClassVar[str] = suffixes[0]
     sample_rate_hz = None
 
     def __init__(self, config: ClipPatchesConfig | ClipVAEConfig, channels: int, stride: tuple[int, int, int]) -> None:
@@ -146,7 +147,7 @@ class _Clips:
         write_clip(media, path, self.frame_rate)
 
     def load(self, path: Path) -> Tensor:
-        """Any file that FFmpeg reads; its frames and size have to be the tokenizer's."""
+        """Any file that `media.read_clip` reads; its frames and size have to be the tokenizer's."""
         channels, frames, height, width = self.spec.shape
         clip = read_clip(path, channels=channels, most=frames + 1)
         if clip.shape != self.spec.shape:
