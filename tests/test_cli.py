@@ -77,6 +77,25 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def clips_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of clips of 8 frames of 16×16 pixels, 10 a second; the corpus lies beside the run in `clips`."""
+    import torch
+
+    from djepa_mm.media import write_clip
+
+    root = tmp_path_factory.mktemp("clips")
+    for name in ("fall", "walk"):
+        (root / "clips" / name).mkdir(parents=True)
+        for number in range(2):
+            write_clip(torch.rand(3, 8, 16, 16) * 2 - 1, root / "clips" / name / f"{number}.mp4", 10.0)
+    data = f"data={{source: clips, root: {root / 'clips'}, frames: 8, size: [16, 16], reader: pyav}}"
+    tokenizer = "tokenizer={kind: clip-patches, patch: [2, 4, 4], frames: 8, size: [16, 16], frame_rate: 10}"
+    result = inside("train", "digits", "--out", str(root / "run"), *sets(*SMALL, "batch.size=4", data, tokenizer))
+    assert result.returncode == 0, result.stderr
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
 def speech_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("espeakng_loader")
     root = tmp_path_factory.mktemp("speech")
@@ -124,6 +143,7 @@ def test_verbs() -> None:
     for option in (
         *("--class", "--text", "--prompts", "--count", "--seconds", "--steps", "--guidance", "--temperature"),
         *("--seed", "--out", "--set", "--rate", "--candidates", "--unknown", "--recogniser"),
+        *("--first-frames", "--last-frames", "--format"),
     ):
         assert option in shown
     shown = command("edit", "--help").stdout
@@ -240,6 +260,91 @@ def test_a_part_of_a_picture_is_painted_anew(digits_run: Path, tmp_path: Path) -
     assert (old != new)[mask == 0].sum() == 0
 
 
+def test_clips_go_on_from_given_frames(clips_run: Path, tmp_path: Path) -> None:
+    from djepa_mm.media import read_clip
+
+    corpus = clips_run.parent / "clips"
+    walk, fall = corpus / "walk" / "0.mp4", corpus / "fall" / "1.mp4"
+    ends = ["--first-frames", f"{walk}:2", "--last-frames", f"{fall}:4"]
+    arguments = ["--class", "walk", "--count", "2", "--format", "gif", "--out", str(tmp_path)]
+    result = inside("generate", str(clips_run), *ends, *arguments)
+    assert result.returncode == 0, result.stderr
+    names = ["0000-walk.gif", "0001-walk.gif", "index.html", "sheet.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    assert (tmp_path / "index.html").read_text().count('src="data:image/gif') == 2
+    clips = [read_clip(tmp_path / name) for name in names[:2]]
+    for clip in clips:
+        assert clip.shape == (3, 8, 16, 16)
+        assert (clip[:, :2] - read_clip(walk)[:, :2]).abs().mean() < 0.05
+        assert (clip[:, 4:] - read_clip(fall)[:, 4:]).abs().mean() < 0.05
+        assert (clip[:, 2:4] - read_clip(walk)[:, 2:4]).abs().mean() > 0.1
+    assert (clips[0][:, 2:4] - clips[1][:, 2:4]).abs().mean() > 0.1
+
+
+def test_a_clip_is_painted_anew_in_space_and_time(clips_run: Path, tmp_path: Path) -> None:
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from djepa_mm.media import read_clip, write_clip
+
+    film = clips_run.parent / "clips" / "walk" / "0.mp4"
+    still = torch.zeros(16, 16, dtype=torch.bool)
+    still[4:12, 4:12] = True
+    Image.fromarray((still * 255).numpy().astype(np.uint8)).save(tmp_path / "still.png")
+    moving = torch.zeros(8, 16, 16, dtype=torch.bool)
+    moving[:4, :8], moving[4:, 8:] = True, True
+    write_clip(moving[None] * 2.0 - 1, tmp_path / "moving.mp4", 10.0)
+    early = torch.arange(8)[:, None, None] < 3
+    everywhere = torch.ones(8, 16, 16, dtype=torch.bool)
+    for options, mask in (
+        (["--mask", str(tmp_path / "still.png")], still.expand(8, 16, 16)),
+        (["--mask", str(tmp_path / "still.png"), "--to", "0.3"], still & early),
+        (["--mask", str(tmp_path / "moving.mp4")], moving),
+        (["--from", "0", "--to", "0.3"], everywhere & early),
+    ):
+        for name in ("new.gif", "new.webp", "new.mp4"):
+            out = ["--class", "walk", "--out", str(tmp_path / name)]
+            result = inside("edit", str(clips_run), str(film), *options, *out)
+            assert result.returncode == 0, result.stderr
+        change = (read_clip(tmp_path / "new.gif") - read_clip(film)).abs()
+        assert change[:, ~mask].mean() < 0.05
+        assert change[:, mask].mean() > 0.3
+        assert read_clip(tmp_path / "new.webp").shape == read_clip(tmp_path / "new.mp4").shape == change.shape
+
+
+def test_mistakes_with_clips(clips_run: Path, digits_run: Path, tmp_path: Path) -> None:
+    import torch
+    from PIL import Image
+
+    from djepa_mm.media import write_clip
+
+    run, film = str(clips_run), str(clips_run.parent / "clips" / "walk" / "0.mp4")
+    write_clip(torch.zeros(3, 8, 12, 16), tmp_path / "flat.gif", 10.0)
+    Image.new("L", (16, 12), 255).save(tmp_path / "flat.png")
+    Image.new("L", (16, 16)).save(tmp_path / "black.png")
+    for value in (film, f"{film}:", f"{film}:two", f"{film}:0", f"{film}:-2", ":2", f"{film}:" + "9" * 5000):
+        for option in ("--first-frames", "--last-frames"):
+            assert "expected a clip and how many frames" in mistake("generate", run, option, value, cwd=tmp_path)
+    first = ["generate", run, "--first-frames"]
+    assert "16×12 pixels in 3 channels, this model takes 16×16" in mistake(*first, "flat.gif:1", cwd=tmp_path)
+    assert "give 2 or 4" in mistake(*first, f"{film}:3", cwd=tmp_path)
+    assert "leave at least one" in mistake(*first, f"{film}:4", "--last-frames", f"{film}:4", cwd=tmp_path)
+    assert "the clip has 8 frames" in mistake(*first, f"{film}:9", cwd=tmp_path)
+    assert "not readable as a clip" in mistake(*first, "missing.mp4:2", cwd=tmp_path)
+    assert "for models of clips" in mistake("generate", str(digits_run), "--first-frames", f"{film}:2", cwd=tmp_path)
+    assert ".mp4, .gif, .webp files" in mistake("generate", run, "--format", "png", cwd=tmp_path)
+    edit = ["edit", run, film, "--class", "walk"]
+    assert "the clip, with its frames first" in mistake(*edit, "--mask", "flat.png", cwd=tmp_path)
+    assert "nothing is white" in mistake(*edit, "--mask", "black.png", cwd=tmp_path)
+    assert "after it begins" in mistake(*edit, "--from", "0.5", "--to", "0.2", cwd=tmp_path)
+    assert "leave --seconds out" in mistake(*edit, "--mask", "flat.png", "--seconds", "1", cwd=tmp_path)
+    assert "one length" in mistake(*edit, "--seconds", "1", cwd=tmp_path)
+    assert "not readable" in mistake(*edit, "--mask", "missing.png", cwd=tmp_path)
+    assert ".mp4, .gif, .webp files" in mistake(*edit, "--out", "new.avi", cwd=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["black.png", "flat.gif", "flat.png"]
+
+
 def test_tokens_compares_saves_and_decodes(digits_run: Path, tmp_path: Path) -> None:
     import numpy as np
     from PIL import Image
@@ -276,7 +381,7 @@ def test_mistakes_in_speech_and_editing(speech_run: Path, digits_run: Path, tmp_
     assert "needs a text" in mistake("edit", run, str(clip), "--from", "0.1", "--to", "0.2", cwd=tmp_path)
     assert "not readable" in mistake("edit", run, "missing.wav", *one, cwd=tmp_path)
     assert "stays as it is" in mistake("edit", run, str(clip), "--out", str(clip), *one, cwd=tmp_path)
-    assert ".wav files" in mistake("edit", run, str(clip), "--out", "new.mp3", *one, cwd=tmp_path)
+    assert ".wav, .flac files" in mistake("edit", run, str(clip), "--out", "new.mp3", *one, cwd=tmp_path)
     assert "resize it first" in mistake("edit", str(digits_run), str(ROOT / "docs" / "digits.png"), cwd=tmp_path)
     assert "out of range" in mistake("generate", run, "--rate", "0", *one, cwd=tmp_path)
     assert "out of range" in mistake("generate", run, "--seconds", "180", *one, cwd=tmp_path)
