@@ -23,8 +23,8 @@ from rich.table import Table
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import functional
 
+from djepa_mm.evaluate.distance import EXACT, psnr_db, ssim
 from djepa_mm.generate import sheet
 from djepa_mm.media import probe_clip, read_clip, read_picture
 from djepa_mm.recipe import find_recipe, load_recipe, parse_recipe, recipe_data, sections
@@ -33,9 +33,7 @@ from djepa_mm.types import Config, MediaSpec, Progress, Tokenizer, UserError
 
 FORMAT = "djepa-mm tokens 1"
 DEAD = 0.01  # of the root mean square of all channels' deviations: a channel below it says nothing
-EXACT = 1e-5  # errors below it are rounding
 DIFFERENCE_GAIN = 4.0  # of pictures and clips, so that small errors are seen
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 Found = TypeVar("Found")
 
@@ -295,42 +293,6 @@ def _timed(run: Callable[[], Tensor], seconds: list[float], device: torch.device
         torch.cuda.synchronize(device)
     seconds.append(time.perf_counter() - start)
     return result
-
-
-def psnr_db(first: Tensor, second: Tensor) -> float:
-    """10 log10(2² / mean squared error), of media in [-1, 1]; an error below EXACT counts as EXACT: 106 dB at most."""
-    error = (first - second).double().square().mean().item()
-    return 10 * math.log10(4 / max(error, EXACT**2))
-
-
-def ssim(first: Tensor, second: Tensor) -> float:
-    """Structural similarity of pictures (C, H, W) or of the frames of clips (C, T, H, W) in [-1, 1]; 1 where equal.
-
-    Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004): a Gaussian window
-    of 11 pixels with σ 1.5, K1 0.01 and K2 0.03, wherever the whole window fits; mean over channels and frames.
-    Pictures smaller than the window get a window as large as they are.
-    """
-    height, width = first.shape[-2:]
-    side = min(SSIM_WINDOW, height, width)
-    bell = torch.exp(-(torch.arange(side) - (side - 1) / 2).square() / (2 * SSIM_SIGMA**2))
-    rows, columns = (_banded(bell / bell.sum(), length) for length in (height, width))
-
-    def blur(pixels: Tensor) -> Tensor:
-        return rows @ pixels @ columns.T
-
-    x, y = first.float(), second.float()
-    mean_x, mean_y = blur(x), blur(y)
-    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
-    cov = blur(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
-    map_ = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return map_.mean().item()
-
-
-def _banded(window: Tensor, length: int) -> Tensor:
-    """(length − window + 1, length): the matrix that slides the window over a row, quicker here than a convolution."""
-    places = length - len(window) + 1
-    return torch.stack([functional.pad(window, (n, places - 1 - n)) for n in range(places)])
 
 
 def mel_distance_db(first: Tensor, second: Tensor, sample_rate_hz: int) -> float:

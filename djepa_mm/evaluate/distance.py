@@ -1,6 +1,6 @@
-"""Distances between two sounds: mel-cepstral distortion, and the multi-resolution STFT distance.
+"""Distances between two sounds (mel-cepstral distortion, multi-resolution STFT) and between two pictures (PSNR, SSIM).
 
-S samples, M mel bands, F frames, K cepstral coefficients.
+S samples, M mel bands, F frames, K cepstral coefficients; C channels, T frames, H and W pixels.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from djepa_mm.types import UserError
 from djepa_mm.vocoders.losses import RESOLUTIONS, magnitude, spectral_loss
 
 CEPSTRAL_COEFFICIENTS = 13  # from 1: coefficient 0 is the loudness
 DECIBELS = 10 / math.log(10) * math.sqrt(2)
+EXACT = 1e-5  # errors of pixels below it are rounding
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 
 def mel_cepstral_distortion(first: Tensor, second: Tensor, log_mel: Callable[[Tensor], Tensor]) -> float:
@@ -52,9 +55,45 @@ def stft_distance(reference: Tensor, sound: Tensor) -> float:
     return float(spectral_loss(ours, theirs))
 
 
+def psnr_db(first: Tensor, second: Tensor) -> float:
+    """10 log10(2² / mean squared error), of media in [-1, 1]; an error below EXACT counts as EXACT: 106 dB at most."""
+    error = (first - second).double().square().mean().item()
+    return 10 * math.log10(4 / max(error, EXACT**2))
+
+
+def ssim(first: Tensor, second: Tensor) -> float:
+    """Structural similarity of pictures (C, H, W) or of the frames of clips (C, T, H, W) in [-1, 1]; 1 where equal.
+
+    Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004): a Gaussian window
+    of 11 pixels with σ 1.5, K1 0.01 and K2 0.03, wherever the whole window fits; mean over channels and frames.
+    Pictures smaller than the window get a window as large as they are.
+    """
+    height, width = first.shape[-2:]
+    side = min(SSIM_WINDOW, height, width)
+    bell = torch.exp(-(torch.arange(side) - (side - 1) / 2).square() / (2 * SSIM_SIGMA**2))
+    rows, columns = (_banded(bell / bell.sum(), length) for length in (height, width))
+
+    def blur(pixels: Tensor) -> Tensor:
+        return rows @ pixels @ columns.T
+
+    x, y = first.float(), second.float()
+    mean_x, mean_y = blur(x), blur(y)
+    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+    cov = blur(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    map_ = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return map_.mean().item()
+
+
 def _cepstrum(log_mel: Tensor) -> Tensor:
     """(M, F) -> (F, K): the weights of the cosines k = 1 … K in each frame, a DCT-II."""
     bands = len(log_mel)
     places = (torch.arange(bands) + 0.5) / bands
     cosines = torch.cos(math.pi * torch.arange(1, CEPSTRAL_COEFFICIENTS + 1)[:, None] * places)  # (K, M)
     return (2 / bands * cosines @ log_mel.cpu()).T
+
+
+def _banded(window: Tensor, length: int) -> Tensor:
+    """(length − window + 1, length): the matrix that slides the window over a row, quicker here than a convolution."""
+    places = length - len(window) + 1
+    return torch.stack([functional.pad(window, (n, places - 1 - n)) for n in range(places)])
