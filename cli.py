@@ -242,8 +242,22 @@ def evaluate(
         Optional[Path],  # noqa: UP045
         typer.Option(help="A file with one text a line; by default the corpus' held-out items, with their recordings."),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Most held-out items.")] = 100,
+    count: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Items; by default 100 held-out sentences, or 200 clips or pictures."),
+    ] = None,
     recogniser: RecogniserOption = "auto",
+    extractor: Annotated[
+        str,
+        typer.Option(
+            help="Of the features of clips and pictures: a TorchScript file (I3D), a video model's folder or hub name, "
+            "or embedded: a classifier of frames, trained on the corpus."
+        ),
+    ] = "embedded",
+    given: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Frames of a held-out clip that the others are predicted from; a quarter by default."),
+    ] = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     temperature: TemperatureOption = None,
@@ -252,7 +266,10 @@ def evaluate(
     set_: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Measure a run: word error rate, distances to recordings, speed; a table, and JSON with the checkpoint's hash."""
+    """Measure a run beside held-out items; a table, and JSON with the checkpoint's hash.
+
+    Speech: word error rate, distances to recordings. Clips and pictures: Fréchet distance, recognised classes,
+    prediction. Speed."""
     import json
     import shlex
 
@@ -269,6 +286,8 @@ def evaluate(
             texts=texts,
             count=count,
             recogniser=recogniser,
+            extractor=extractor,
+            given=given,
             sampler=with_sampling(generation.sampler, steps=steps, guidance=guidance, temperature=temperature),
             seed=seed,
             command=shlex.join(["djepa-mm", *sys.argv[1:]]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,15 @@ from rich.table import Table
 
 from djepa_mm.checkpoint import find_checkpoint
 from djepa_mm.evaluate.candidates import recogniser_for
+from djepa_mm.evaluate.features import EMBEDDED, extractor_for, train_classifier
 from djepa_mm.evaluate.speech import evaluate_speech
+from djepa_mm.evaluate.visual import evaluate_visual, first_frames, learned, read_items, spread
 from djepa_mm.generate import Generation
 from djepa_mm.sampler import Sampler
-from djepa_mm.types import Progress, UserError
+from djepa_mm.types import Progress, Source, UserError
+
+SPEECH_COUNT, VISUAL_COUNT = 100, 200  # items, where nothing else is asked for
+CLASSIFIER_ITEMS = 1000  # most that the classifier of frames learns from
 
 
 def evaluate_run(
@@ -24,8 +29,10 @@ def evaluate_run(
     generation: Generation,
     *,
     texts: Sequence[str] = (),
-    count: int = 100,
+    count: int | None = None,
     recogniser: str = "auto",
+    extractor: str = EMBEDDED,
+    given: int | None = None,
     sampler: Sampler | None = None,
     seed: int = 0,
     command: str = "",
@@ -33,18 +40,23 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Figures of the newest checkpoint of `run`, which `generation` was loaded from; ready for JSON.
 
-    texts: what to speak; without them, up to `count` held-out items of the run's corpus, with their recordings.
-    Raises UserError where there is nothing to measure with.
+    texts: what to speak; without them, up to `count` held-out items of the run's corpus, with their recordings. Clips
+    and pictures are always measured with held-out ones. recogniser: of speech; extractor, given: for clips and
+    pictures. Raises UserError where there is nothing to measure with.
     """
-    if generation.tokenizer.sample_rate_hz is None or generation.conditions.vocabulary is None:
-        raise UserError("evaluate measures speech from texts so far; this run gives something else")
-    recordings = None
-    if not texts:
-        texts, recordings = _held_out(generation, count)
-    listener = recogniser_for(generation, recogniser, texts)
-    figures = evaluate_speech(generation, texts, recordings, listener, sampler, seed, progress)
-    checkpoint = find_checkpoint(run)
     sampler = sampler or generation.sampler
+    figures: Mapping[str, Any]
+    if generation.tokenizer.sample_rate_hz is None:
+        if texts:
+            raise UserError("--prompts are for speech; clips and pictures are measured with the corpus' held-out items")
+        figures = _visual(generation, count or VISUAL_COUNT, extractor, given, sampler, seed, progress)
+    elif generation.conditions.vocabulary is None:
+        raise UserError("evaluate measures speech from texts, clips and pictures; this run gives something else")
+    else:
+        if given is not None:
+            raise UserError(f"--given {given}: frames are for clips; this run speaks")
+        figures = _speech(generation, texts, count or SPEECH_COUNT, recogniser, sampler, seed, progress)
+    checkpoint = find_checkpoint(run)
     return {
         "command": command,
         "checkpoint": checkpoint.name,
@@ -53,7 +65,6 @@ def evaluate_run(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "recogniser": type(listener).__name__,
         "steps": sampler.steps,
         "guidance": sampler.guidance,
         "temperature": sampler.temperature,
@@ -62,27 +73,88 @@ def evaluate_run(
     }
 
 
-def _held_out(generation: Generation, count: int) -> tuple[list[str], list[torch.Tensor]]:
+def _speech(
+    generation: Generation,
+    texts: Sequence[str],
+    count: int,
+    recogniser: str,
+    sampler: Sampler,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    recordings = None
+    if not texts:
+        source = _held_out(generation)
+        items = [source.read(index) for index in range(min(count, len(source)))]
+        texts = [generation.conditions.clean(item.text) or "" for item in items]
+        recordings = [item.media for item in items]
+    listener = recogniser_for(generation, recogniser, texts)
+    figures = evaluate_speech(generation, texts, recordings, listener, sampler, seed, progress)
+    return {"recogniser": type(listener).__name__, **figures}
+
+
+def _visual(
+    generation: Generation,
+    count: int,
+    extractor: str,
+    given: int | None,
+    sampler: Sampler,
+    seed: int,
+    progress: Progress | None,
+) -> Mapping[str, Any]:
+    first_frames(generation, given)  # raises now, before the work
+    held_out, train = _held_out(generation), generation.recipe.data.build()
+    device = next(generation.model.averaged.parameters()).device
+    with torch.random.fork_rng(devices=[]):  # some sources draw at random what they read of an item
+        torch.manual_seed(seed)
+        network = None
+        if extractor != EMBEDDED or not generation.classes:
+            network = extractor_for(extractor, None, device)  # what can fail does so before the work
+        classifier = None
+        if generation.classes:
+            classifier = train_classifier(
+                read_items(generation, train, learned(train, count, CLASSIFIER_ITEMS)),
+                list(read_items(generation, held_out, spread(count, len(held_out)))),
+                len(generation.classes),
+                seed=seed,
+                device=device,
+            )
+        network = network or extractor_for(extractor, classifier, device)
+        return evaluate_visual(
+            generation, held_out, train, network, sampler, seed, count, progress, classifier=classifier, given=given
+        )
+
+
+def _held_out(generation: Generation) -> Source:
     source = generation.recipe.data.build_held_out()
     if source is None:
         raise UserError(
-            "the recipe's corpus holds nothing out: give texts with --prompts, or train with data.held_out above 0"
+            "the recipe's corpus holds nothing out: train with data.held_out above 0, or another corpus; "
+            "speech can also be measured on texts of your own, with --prompts"
         )
-    items = [source.read(index) for index in range(min(count, len(source)))]
-    texts = [generation.conditions.clean(item.text) or "" for item in items]
-    return texts, [item.media for item in items]
+    return source
 
 
-def report(figures: dict[str, Any]) -> Table:
+def report(figures: Mapping[str, Any]) -> Table:
     """The figures as a table for the terminal."""
-    table = Table("measure", "value", title=f"{figures['recipe']}, {figures['checkpoint']}, {figures['recogniser']}")
-    for name, value in figures.items():
-        if isinstance(value, float):
-            table.add_row(name.replace("_", " "), _shown(name, value))
-    for name, value in (figures.get("recordings") or {}).items():
-        table.add_row(f"recordings: {name.replace('_', ' ')}", _shown(name, value))
+    judge = figures.get("recogniser") or figures["extractor"]
+    table = Table("measure", "value", title=f"{figures['recipe']}, {figures['checkpoint']}, {judge}")
+    for name, value in _rows(figures):
+        table.add_row(name, value)
     return table
 
 
+def _rows(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values of all measures, those that are parts of others too; counts only of the parts."""
+    for name, value in figures.items():
+        shown = prefix + name.replace("_", " ")
+        if isinstance(value, dict):
+            yield from _rows(value, f"{shown}: ")
+        elif isinstance(value, float):
+            yield shown, _shown(name, value)
+        elif isinstance(value, int) and prefix:
+            yield shown, f"{value}"
+
+
 def _shown(name: str, value: float) -> str:
-    return f"{value:.1%}" if name.endswith(("error_rate", "length_error")) else f"{value:.3g}"
+    return f"{value:.1%}" if name.endswith(("error_rate", "length_error", "accuracy")) else f"{value:.3g}"
