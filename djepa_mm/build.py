@@ -81,6 +81,7 @@ class Conditions:
     def __init__(self, recipe: Recipe, pace: Pace | None = None) -> None:
         config = recipe.condition
         self.pace = pace  # of texts; `Pace.fit` gives it to a new run
+        self.by_class = isinstance(config, ClassConditionConfig)
         self.vocabulary: Vocabulary | None = None
         if isinstance(config, TextConditionConfig):
             self.vocabulary = Vocabulary(
@@ -94,7 +95,7 @@ class Conditions:
     def __call__(self, items: Sequence[Item], num_tokens: Sequence[int]) -> Condition:
         """For items and the token counts of their media."""
         if self.vocabulary is None:
-            return class_condition([item.label or 0 for item in items])
+            return class_condition([(item.label or 0) if self.by_class else 0 for item in items])
         assert self.pace is not None
         return text_condition(
             [self.vocabulary.encode(item.text or "") for item in items], num_tokens, self.layout, self.pace

@@ -76,7 +76,7 @@ class Trainer:
             recipe,
             self.model,
             tokenizer,
-            classes=source.classes,
+            classes=source.classes if recipe.condition.kind == "class" else (),
             words=sorted(words) if len(words) <= FEW_WORDS else (),
             conditions=conditions,
         )

@@ -50,6 +50,14 @@ def test_fine_tuning_begins_with_the_weights_of_another_run(tmp_path: Path) -> N
     assert find_checkpoint(tmp_path / "second").name == "step-00000001"
 
 
+def test_a_corpus_of_classes_trains_without_them(tmp_path: Path) -> None:
+    recipe = small("digits", "condition={kind: none}", "sample.guidance=1", "optim.steps=1")
+    out = tmp_path / "run"
+    train(recipe, out, resume=False, device=CPU, console=QUIET)
+    generation = Generation.load(out)
+    assert len(generation(generation.requests([], [], count=2))) == 2
+
+
 def test_fine_tuning_names_a_model_that_does_not_fit(tmp_path: Path) -> None:
     first = run(small("digits", "optim.steps=1"), tmp_path / "first")
     recipe = small("digits", "model.width=64")

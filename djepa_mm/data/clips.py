@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 class VideoConfig(SourceConfig):
     """What sources of video files have in common."""
 
-    frames: PositiveInt = 16
-    """Frames of an item, n."""
-    size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]
-    """Height and width: the largest centred part of that shape is cut out and resized."""
+    frames: PositiveInt | None = 16
+    """Frames of an item, n; null takes all frames of a video, whatever their number."""
+    size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None
+    """Height and width: the largest centred part of that shape is cut out and resized; null takes it as it is."""
+    multiple_of: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)] = (1, 1, 1)
+    """Where frames, height and width are the video's own, they are cut to multiples of these: the tokenizer's patch."""
     channels: Literal[1, 3] = 3
     """1 makes clips grey."""
     frame_rate: PositiveFloat | None = None
@@ -36,7 +39,7 @@ class VideoConfig(SourceConfig):
     """Which n frames of a longer video: those in the middle; any, anew each time it is read; or one item for each
     window that follows another."""
     reader: Literal["auto", "decord", "pyav"] = "auto"
-    """auto: decord where it is installed, else PyAV, which reads headers in any case."""
+    """auto: decord where it is installed and can read the file, else PyAV, which reads headers in any case."""
     decode_timeout_s: PositiveFloat = 10.0
     """A file that takes longer is broken."""
     max_side: PositiveInt = 4096
@@ -93,7 +96,7 @@ class ClipsConfig(VideoConfig):
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """n frames of a file: one item."""
+    """Frames of a file: one item."""
 
     file: int
     first: int | None = None  # frame number; None where it is drawn at random
@@ -148,9 +151,10 @@ class Clips:
     def shape(self, index: int) -> tuple[int, ...]:
         """(C, T, H, W)."""
         file = self.windows[index].file
-        if file in self.broken:
+        header = self.headers[file]
+        if header is None or file in self.broken:
             raise BrokenItem(self.broken[file])
-        return (self.config.channels, self.config.frames, *self.config.size)
+        return (self.config.channels, len(self._offsets(header)), *self._size(header))
 
     def read(self, index: int) -> Item:
         (item,) = self.read_all([index])
@@ -188,11 +192,22 @@ class Clips:
         if first is None:
             first = int(torch.randint(header.frames - offsets[-1], ()))
         path = self.root / self.files[window.file]
-        return Wanted(path=path, indices=tuple(first + offset for offset in offsets), size=self.config.size)
+        return Wanted(path=path, indices=tuple(first + offset for offset in offsets), size=self._size(header))
+
+    def _size(self, header: Header) -> tuple[int, int]:
+        """Height and width of a file's items."""
+        if self.config.size is not None:
+            return self.config.size
+        _, rows, columns = self.config.multiple_of
+        return header.height - header.height % rows, header.width - header.width % columns
 
     def _offsets(self, header: Header) -> list[int]:
         """Frame numbers of an item, from its first frame on, in frames of the file."""
-        return [int(k * self._step(header) + 0.5) for k in range(self.config.frames)]
+        count, step = self.config.frames, self._step(header)
+        if count is None:
+            count = math.ceil((header.frames - 0.5) / step)  # all that lie inside, rounded as below
+            count = max(1, count // self.config.multiple_of[0]) * self.config.multiple_of[0]
+        return [int(k * step + 0.5) for k in range(count)]
 
     def _step(self, header: Header) -> float:
         """Frames of the file from one frame of an item to the next."""
@@ -214,6 +229,10 @@ class Clips:
             raise BrokenItem(
                 f"too short: {header.frames} frames at {header.frame_rate:g} a second, {needed} are needed"
             )
+        if not all(self._size(header)):
+            raise BrokenItem(f"{header.width}×{header.height} pixels, less than data.multiple_of")
+        if config.frames is None:
+            return [0]
         if config.window == "random":
             return [None]
         if config.window == "middle":

@@ -20,6 +20,9 @@ class DigitsConfig(SourceConfig):
     def build(self) -> Digits:
         return Digits(*load_digits(self.split))
 
+    def build_held_out(self) -> Digits | None:
+        return Digits(*load_digits("test")) if self.split == "train" else None
+
     def fetch(self, progress: Progress) -> str:
         return f"nothing to fetch: {len(self.build())} digits come inside scikit-learn"
 

@@ -37,6 +37,14 @@ def decord_frames(path: str, indices: Sequence[int]) -> np.ndarray:
     return decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1).get_batch(list(indices)).asnumpy()
 
 
+def either_frames(path: str, indices: Sequence[int]) -> np.ndarray:
+    """With decord, and what it cannot read (some narrow sizes, some codecs) with PyAV."""
+    try:
+        return decord_frames(path, indices)
+    except Exception:  # decord has errors of its own, and others
+        return pyav_frames(path, indices)
+
+
 def pyav_frames(path: str, indices: Sequence[int]) -> np.ndarray:
     """Frames by number, with PyAV; (T, H, W, 3) uint8 in RGB. Decodes from the last key frame before the first one."""
     import av
@@ -135,7 +143,7 @@ def find_decoder(name: str) -> Decode:
             raise ImportError(str(error)) from error
         return pyav_frames
     decord.logging.set_level(decord.logging.QUIET)
-    return decord_frames
+    return decord_frames if name == "decord" else either_frames
 
 
 def serve(channel: Connection, memories: Sequence[Memory], timeout_s: float, decode: Decode) -> None:

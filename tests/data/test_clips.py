@@ -147,6 +147,25 @@ def test_the_largest_centred_part_is_cut_out_and_resized(tmp_path: Path) -> None
     assert clips(tmp_path, size=[20, 10]).read(0).media.shape == (3, 8, 20, 10)
 
 
+@pytest.mark.parametrize("reader", ["auto", "pyav"])  # decord alone cannot read such narrow ones
+def test_videos_may_keep_their_own_length_and_size(tmp_path: Path, reader: str) -> None:
+    write(tmp_path / "a.mp4", ramp(13), size=(30, 50))
+    write(tmp_path / "b.mp4", ramp(7), size=(16, 24))
+    write(tmp_path / "c.mp4", ramp(3), size=(64, 64))
+    write(tmp_path / "d.mp4", ramp(20), size=(6, 64))
+    source = clips(tmp_path, reader=reader, frames=None, size=None, multiple_of=[4, 8, 8])
+    assert [source.shape(i) for i in range(2)] == [(3, 12, 24, 48), (3, 4, 16, 24)]
+    assert [source.read(i).media.shape for i in range(2)] == [(3, 12, 24, 48), (3, 4, 16, 24)]
+    assert numbers(source.read(0).media) == list(range(12))
+    assert source.broken == {
+        2: "too short: 3 frames at 25 a second, 4 are needed",
+        3: "64×6 pixels, less than data.multiple_of",
+    }
+    slower = clips(tmp_path, reader=reader, frames=None, frame_rate=12.5)
+    assert [slower.shape(i)[1] for i in range(3)] == [7, 4, 2]
+    assert numbers(slower.read(0).media) == list(range(0, 13, 2))
+
+
 @each_reader
 def test_odd_sizes_and_turned_cameras(tmp_path: Path, reader: str) -> None:
     write(tmp_path / "a.mp4", ramp(12), size=(33, 65), form="yuv444p")
