@@ -66,6 +66,8 @@ class Trainer:
             self.model = build_model(recipe, tokenizer, count_classes(recipe, len(source.classes)))
         conditions = Conditions(recipe)
         self.corpus = Corpus(source, tokenizer, conditions, recipe.batch, seed=recipe.run.seed, device=device)
+        if recipe.model.positions == "learned" and len({spec.grid for spec in self.corpus.specs.values()}) > 1:
+            raise UserError("model.positions is learned, but this corpus' media vary in size: set it to rotary")
         words: set[str] = set()
         if conditions.vocabulary is not None:
             texts, counts = self.corpus.texts()

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from djepa_mm.checkpoint import checkpoints, find_checkpoint, read_tensors
 from djepa_mm.generate import Generation, Request
+from djepa_mm.media import write_clip
 from djepa_mm.recipe import Recipe, load_recipe
 from djepa_mm.sampler import Sampler
 from djepa_mm.train import Trainer, learning_rate, parameter_groups, train
@@ -56,6 +57,32 @@ def test_a_corpus_of_classes_trains_without_them(tmp_path: Path) -> None:
     train(recipe, out, resume=False, device=CPU, console=QUIET)
     generation = Generation.load(out)
     assert len(generation(generation.requests([], [], count=2))) == 2
+
+
+def test_clips_of_many_lengths_and_sizes_in_one_batch(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV writes the clips")
+    for n, (frames, height, width) in enumerate([(4, 16, 16), (9, 16, 24), (6, 32, 18), (12, 8, 8)]):
+        (tmp_path / "corpus" / f"class{n % 2}").mkdir(parents=True, exist_ok=True)
+        write_clip(torch.rand(3, frames, height, width), tmp_path / "corpus" / f"class{n % 2}" / f"{n}.mp4", 10)
+    overrides = [
+        f"data.root={tmp_path / 'corpus'}", "data.frames=null", "data.size=null", "data.multiple_of=[2,8,8]",
+        "tokenizer.vary=true", "tokenizer.size=[16,16]", "model.width=64", "model.heads=2", "optim.steps=2",
+        "batch.workers=0", "batch.size=4", "sample.steps=3",
+    ]  # fmt: skip
+    recipe = small("clips", *overrides)
+    trainer = Trainer(recipe, tmp_path / "run", resume=False, device=CPU, console=QUIET)
+    assert sorted(spec.grid for spec in trainer.corpus.specs.values()) == [(2, 2, 2), (3, 4, 2), (4, 2, 3), (6, 1, 1)]
+    batch, _ = next(trainer.corpus.batches(trainer.place))
+    assert sorted(batch.valid.sum(1).tolist()) == [6, 8, 24, 24]
+    trainer.run()
+    generation = Generation.load(tmp_path / "run")
+    (clip,) = generation(generation.requests(["class1"], [], duration_s=1.0))
+    assert clip.shape == (3, 8, 16, 16)
+    with pytest.raises(UserError, match=r"model\.positions is learned"):
+        Trainer(
+            small("clips", *overrides, "model.positions=learned"),
+            tmp_path / "learned", resume=False, device=CPU, console=QUIET,
+        )  # fmt: skip
 
 
 def test_fine_tuning_names_a_model_that_does_not_fit(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ latents, p, q and r their patches on the three axes, N = t·h·w with w fastest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ class ClipPatchesConfig(Config):
     """Of every clip."""
     size: Size = Field(examples=[(16, 32)])
     """Height and width of a clip, in pixels, both even."""
+    vary: bool = False
+    """Take clips of other lengths and sizes too; `frames` and `size` are then those of generated clips."""
     frame_rate: PositiveFloat = Field(examples=[10.0])
     """Frames a second of the files that are written."""
 
@@ -192,10 +195,42 @@ class ClipPatches(_Clips):
 
     def __init__(self, config: ClipPatchesConfig) -> None:
         super().__init__(config, config.channels, (1, 1, 1))
+        self.vary = config.vary
         p, q, r = config.patch
         self.token_dim = config.channels * p * q * r
         self.mean = torch.zeros(self.token_dim)
         self.std = torch.ones(())
+
+    def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
+        if not self.vary:
+            return super().spec_of(shape)
+        channels = self.spec.shape[0]
+        if len(shape) != 4 or shape[0] != channels or any(n % p for n, p in zip(shape[1:], self.patch, strict=True)):
+            raise UserError(
+                f"the tokenizer takes clips of {channels} channels whose frames, height and width are multiples of "
+                f"{list(self.patch)}, the data has {tuple(shape)}; data.multiple_of cuts clips to them"
+            )
+        t, h, w = (n // p for n, p in zip(shape[1:], self.patch, strict=True))
+        return MediaSpec(grid=(t, h, w), shape=tuple(shape))
+
+    def spec_for(self, *, num_tokens: int | None = None, duration_s: float | None = None) -> MediaSpec:
+        if not self.vary or duration_s is None:
+            return super().spec_for(num_tokens=num_tokens, duration_s=duration_s)
+        if not (math.isfinite(duration_s) and duration_s > 0):
+            raise UserError(f"a duration of {duration_s} s: give more than 0")
+        channels, _, height, width = self.spec.shape
+        tokens = max(1, round(duration_s * self.tokens_per_s))
+        return self.spec_of((channels, tokens * self.patch[0], height, width))
+
+    def load(self, path: Path) -> Tensor:
+        if not self.vary:
+            return super().load(path)
+        clip = read_clip(path, channels=self.spec.shape[0])
+        try:
+            self.spec_of(tuple(clip.shape))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        return clip
 
     def encode(self, media: Tensor) -> Tensor:
         return (self._to_tokens(media) - self.mean.to(media)) / self.std.to(media)

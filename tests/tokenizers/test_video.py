@@ -284,6 +284,25 @@ def test_latents_in_time_that_do_not_divide_are_refused(folders: dict[str, Path]
         vae(folders["wan"], patch=[2, 1, 1])
 
 
+def test_clips_may_vary_in_length_and_size() -> None:
+    config = ClipPatchesConfig(
+        kind="clip-patches", patch=(2, 4, 4), frames=8, size=(16, 32), vary=True, frame_rate=10.0
+    )
+    tokenizer = config.build()
+    for shape in ((3, 2, 4, 8), (3, 12, 20, 32)):
+        clip = torch.rand(shape)
+        spec = tokenizer.spec_of(shape)
+        assert spec.shape == shape
+        assert spec.num_tokens == shape[1] * shape[2] * shape[3] // 32
+        tokens = tokenizer.encode(clip[None])
+        assert tokens.shape == (1, spec.num_tokens, 96)
+        assert torch.equal(tokenizer.decode(tokens, spec)[0], clip)
+    assert tokenizer.spec_for().shape == (3, 8, 16, 32)
+    assert tokenizer.spec_for(duration_s=1.25).shape == (3, 12, 16, 32)
+    with pytest.raises(UserError, match=r"multiples of \[2, 4, 4\].*data\.multiple_of"):
+        tokenizer.spec_of((3, 3, 16, 32))
+
+
 def test_a_clip_has_one_length() -> None:
     tokenizer = patches()
     assert tokenizer.spec_for(duration_s=0.8) == tokenizer.spec_for(num_tokens=4 * 4 * 8) == tokenizer.spec
