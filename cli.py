@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="djepa-mm",
-    help="Generate images and speech with one model family, D-JEPA: train a recipe, then generate from the run.",
+    help="Generate images, video and speech with one model family, D-JEPA: train a recipe, then generate from the run.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
