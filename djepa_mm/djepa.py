@@ -103,9 +103,8 @@ class ContextEncoder(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, visible: Tensor, condition: ConditionTokens) -> Context:
         """tokens (B, N, C), positions (B, N, 3), visible (B, N) bool; hidden tokens are never looked at."""
-        count = visible.sum(1)  # (B,)
-        index = (~visible).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(count.max())]  # (B, V)
-        valid = torch.arange(index.shape[1], device=index.device) < count[:, None]
+        index = first(visible)  # (B, V)
+        valid = visible.gather(1, index)
         tokens, positions = gather(tokens, index), gather(positions, index)
         x = self.stack.embed(self.input(tokens * valid[..., None]), positions)  # (B, V, D)
         lead = self.input_norm(condition.tokens.to(x.dtype))
@@ -246,6 +245,14 @@ class DJEPA(nn.Module):
         """z (B, N, D) by the averaged weights, given the known tokens; `null` puts the null condition in place.
 
         valid: the places that there are; with a horizon, those that are known or come next."""
+        index = first(valid)
+        if index.shape[1] < valid.shape[1]:  # what is not there costs nothing
+            tokens, positions = gather(tokens, index), gather(positions, index)
+            short = self.features(
+                tokens, positions, known.gather(1, index), valid.gather(1, index), condition, null=null
+            )
+            full = short.new_zeros(*valid.shape, short.shape[-1])
+            return full.scatter(1, index[..., None].expand_as(short), short)
         dropped = torch.full((len(tokens),), null, device=tokens.device)
         context = self.averaged.encode(tokens, positions, known, condition, dropped)
         return self.averaged.predictor(context, positions, valid)
@@ -258,7 +265,7 @@ class DJEPA(nn.Module):
 def within_horizon(batch: TokenBatch, mask: Mask) -> tuple[TokenBatch, Mask]:
     """The batch and its mask without the tokens that are neither visible nor to be predicted."""
     kept = mask.visible | mask.masked
-    index = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(kept.sum(1).max())]  # (B, K)
+    index = first(kept)  # (B, K)
     batch = dataclasses.replace(
         batch,
         tokens=gather(batch.tokens, index),
@@ -266,6 +273,12 @@ def within_horizon(batch: TokenBatch, mask: Mask) -> tuple[TokenBatch, Mask]:
         valid=kept.gather(1, index),
     )
     return batch, Mask(mask.visible.gather(1, index), mask.masked.gather(1, index))
+
+
+def first(chosen: Tensor) -> Tensor:
+    """(B, N) bool -> (B, V) places of the chosen ones, in their order; V is the most that a row has, and rows with
+    fewer are filled up with places that are not chosen."""
+    return (~chosen).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(chosen.sum(1).max())]
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ B batch, N tokens, D model width, L condition tokens, P parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -54,6 +55,8 @@ def describe(recipe: Recipe) -> Table:
     condition = recipe.condition.buffer_tokens + (EXAMPLE_CHARACTERS if text else 0)
     table.add_row(f"tokens in {item} (t × h × w)", f"{spec.num_tokens:,} ({t} × {h} × {w})")
     table.add_row("channels of a token", f"{tokenizer.token_dim:,}")
+    numbers = spec.num_tokens * tokenizer.token_dim
+    table.add_row("compression, numbers of the media for one of its tokens'", f"{math.prod(spec.shape) / numbers:.3g}")
     table.add_row(
         "condition tokens" + (f", text of {EXAMPLE_CHARACTERS}" if text else ""), f"{condition:,}", end_section=True
     )
@@ -88,11 +91,13 @@ def flops(recipe: Recipe, counts: dict[str, int], num_tokens: int, condition: in
         length = tokens + condition
         return 2 * parameters * length + 2 * layers * length**2
 
-    masked = (recipe.mask.low + recipe.mask.high) / 2  # share; near enough for an estimate
+    share = (recipe.mask.low + recipe.mask.high) / 2  # masked; near enough for an estimate
+    predicted = min(num_tokens * share, recipe.mask.horizon or num_tokens)
     everything = transformer(predictor, num_tokens)
-    forward = transformer(encoder, num_tokens * (1 - masked)) + everything
-    forward += 2 * head * num_tokens * masked * recipe.head.repeats
-    train = 3 * forward + (transformer(encoder, num_tokens) if recipe.loss.prediction else 0)
+    visible = num_tokens * (1 - share)
+    seen = num_tokens if recipe.mask.horizon is None else visible + predicted
+    forward = transformer(encoder, visible) + transformer(predictor, seen) + 2 * head * predicted * recipe.head.repeats
+    train = 3 * forward + (transformer(encoder, seen) if recipe.loss.prediction else 0)
 
     steps, passes = recipe.sample.steps, 2 if recipe.sample.guidance != 1 else 1
     evaluations = recipe.head.steps * (2 if recipe.head.solver == "heun" else 1)
@@ -107,7 +112,7 @@ def activation_bytes(recipe: Recipe, num_tokens: int, condition: int) -> float:
     masks (Korthikanti et al. 2022, eq. 2, attention matrices not kept), doubled in fp32."""
     width = 2 if recipe.optim.precision == "bf16" else 4
     model = recipe.model
-    share = 1 + (1 - recipe.mask.low)  # predictor on all tokens, encoder on the visible ones
+    share = 1 + (1 - recipe.mask.low)  # predictor on all tokens (at most, with a horizon), encoder on the visible ones
     blocks = 17 * width * model.size("depth") * model.size("width") * (num_tokens + condition) * share
     head_blocks = recipe.head.blocks or model.size("head_blocks")
     head_width = recipe.head.width or model.size("head_width")
