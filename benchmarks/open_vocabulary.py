@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--last", action="store_true", help="only the last checkpoint")
+    parser.add_argument("--steps", type=int, nargs="*", help="only the checkpoints of these steps")
+    parser.add_argument("--no-recordings", action="store_true", help="they are measured already")
     parser.add_argument("--out", type=Path, default=Path("runs/open-vocabulary"))
     args = parser.parse_args()
     try:
@@ -106,7 +108,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             task = bar.add_task(title, total=None)
             return lambda done, total: bar.update(task, completed=done, total=total)
 
-        for name, (texts, recordings) in sets.items():
+        for name, (texts, recordings) in [] if args.no_recordings else sets.items():
             known = evaluate_recordings(mel, texts, recordings, listener, advance(f"recordings, {name}"))
             counted = {"sentences": len(texts)}
             add(f"recordings, {name}", {**counted, "word_error_rate": known["word_error_rate"]})
@@ -117,7 +119,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
         for run in args.runs:
             found = checkpoints(run / "checkpoints")
-            for checkpoint in found[-1:] if args.last else found:
+            wanted = [one for one in found if not args.steps or read_state(one)["step"] in args.steps]
+            for checkpoint in wanted[-1:] if args.last else wanted:
                 generation, state = Generation.load(checkpoint, args.sample), read_state(checkpoint)
                 last = checkpoint == found[-1]
                 for guidance in args.guidance:
