@@ -131,6 +131,8 @@ class FlowConfig(Config):
     steps: PositiveInt = 25
     """Solver steps to sample a token."""
     solver: Literal["euler", "heun"] = "euler"
+    predicts: Literal["velocity", "data"] = "velocity"
+    """What the MLP gives, with the same loss; data suits tokens of many channels, such as raw pixels."""
     time_shift: PositiveFloat = 1.0
     """s of t ← t / (t + s − s·t) at sampling; above 1 spends more steps near the noise."""
 

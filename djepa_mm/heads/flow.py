@@ -1,4 +1,4 @@
-"""Flow-matching head: x_t = t·x + (1 − t)·ε, t = 0 noise, t = 1 data; the MLP gives the velocity x − ε.
+"""Flow-matching head: x_t = t·x + (1 − t)·ε, t = 0 noise, t = 1 data; the MLP gives the velocity x − ε, or x itself.
 
 M tokens, C token channels, D width of the features.
 """
@@ -17,13 +17,17 @@ from djepa_mm.heads.mlp import DenoisingMLP
 
 FlowSolver = Literal["euler", "heun"]
 TimeSampling = Literal["uniform", "logit-normal"]
+Predicts = Literal["velocity", "data"]
+LEAST_LEFT = 0.05  # of 1 − t, which a prediction of the data is divided by
 
 
 class FlowHead(nn.Module):
     """Flow matching for one token (D-JEPA §3; Lipman et al. 2023).
 
     steps: solver steps to sample. time_shift s: t ← t / (t + s − s·t) at sampling (D-JEPA-T2I); 1 is none.
-    repeats: how often each token is used in a training step, with fresh noise and time.
+    repeats: how often each token is used in a training step, with fresh noise and time. predicts: what the MLP gives;
+    `data` is for tokens of many channels that lie on something thin, such as raw pixels, where noise, which fills all
+    of the space, is hard to give back (Li & He 2025). The loss is the velocity's either way.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class FlowHead(nn.Module):
         steps: int = 25,
         solver: FlowSolver = "euler",
         time_shift: float = 1.0,
+        predicts: Predicts = "velocity",
     ) -> None:
         super().__init__()
         self.mlp = DenoisingMLP(
@@ -45,6 +50,14 @@ class FlowHead(nn.Module):
         )
         self.repeats, self.time_sampling = repeats, time_sampling
         self.steps, self.solver, self.time_shift = steps, solver, time_shift
+        self.predicts = predicts
+
+    def velocity(self, x_t: Tensor, time: Tensor, z: Tensor) -> Tensor:
+        """x_t (M, C), time (M,) in [0, 1000], z (M, D) -> (M, C) fp32."""
+        out = self.mlp(x_t, time, z)
+        if self.predicts == "velocity":
+            return out
+        return (out - x_t) / (1 - time[:, None] / 1000).clamp_min(LEAST_LEFT)
 
     def loss(self, z: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
         """z (M, D), target (M, C) -> mean squared error of the velocity, (M,) fp32."""
@@ -55,7 +68,7 @@ class FlowHead(nn.Module):
         else:
             t = torch.randn(len(x), 1, generator=generator, device=generator.device).sigmoid()
         t = t.to(x.device)
-        velocity = self.mlp(t * x + (1 - t) * noise, 1000 * t[:, 0], z)
+        velocity = self.velocity(t * x + (1 - t) * noise, 1000 * t[:, 0], z)
         return (velocity - (x - noise)).square().mean(-1).view(self.repeats, -1).mean(0)
 
     @torch.no_grad()
@@ -69,7 +82,7 @@ class FlowHead(nn.Module):
         temperature: float = 1.0,
     ) -> Tensor:
         """(M, D) -> (M, C) fp32; the temperature scales the initial noise."""
-        velocity = guided(self.mlp, z, z_null, guidance)
+        velocity = guided(self.velocity, z, z_null, guidance)
         times = flow_times(self.steps, self.time_shift)
         return integrate(velocity, temperature * noise(), times, self.solver)
 

@@ -119,16 +119,23 @@ def energy_distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 HEADS = {
-    "flow, euler": (FlowHead, {"solver": "euler", "steps": 40}),
-    "flow, heun": (FlowHead, {"solver": "heun", "steps": 20}),
-    "diffusion, ddpm": (DiffusionHead, {"solver": "ddpm", "steps": 100}),
-    "diffusion, dpm-solver++": (DiffusionHead, {"solver": "dpm-solver++", "steps": 30}),
+    "flow, euler": ("flow", {"solver": "euler", "steps": 40}),
+    "flow, heun": ("flow", {"solver": "heun", "steps": 20}),
+    "flow of data": ("flow of data", {"steps": 40}),
+    "diffusion, ddpm": ("diffusion", {"solver": "ddpm", "steps": 100}),
+    "diffusion, dpm-solver++": ("diffusion", {"solver": "dpm-solver++", "steps": 30}),
 }
 
 
-def fitted(kind: type, steps: int = 700):
+TRAINED: dict[str, tuple[type, dict[str, str]]] = {
+    "flow": (FlowHead, {"time_sampling": "uniform"}),
+    "flow of data": (FlowHead, {"time_sampling": "uniform", "predicts": "data"}),
+    "diffusion": (DiffusionHead, {}),
+}
+
+
+def fitted(kind: type, options: dict[str, str], steps: int = 700):
     torch.manual_seed(0)
-    options = {"time_sampling": "uniform"} if kind is FlowHead else {}
     head = kind(token_dim=2, feature_width=2, width=64, blocks=2, **options)
     optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -144,15 +151,15 @@ def fitted(kind: type, steps: int = 700):
 
 
 @pytest.fixture(scope="module")
-def trained() -> dict[type, torch.nn.Module]:
-    return {kind: fitted(kind) for kind in (FlowHead, DiffusionHead)}
+def trained() -> dict[str, torch.nn.Module]:
+    return {name: fitted(*how) for name, how in TRAINED.items()}
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_heads_fit_a_known_mixture(trained: dict[type, torch.nn.Module], name: str) -> None:
+def test_heads_fit_a_known_mixture(trained: dict[str, torch.nn.Module], name: str) -> None:
     """The energy distance to fresh samples is near 0, as between two real sets, and not to the wrong component."""
-    kind, options = HEADS[name]
-    head = trained[kind]
+    which, options = HEADS[name]
+    head = trained[which]
     for key, value in options.items():
         setattr(head, key, value)
     for component in (0, 1):
@@ -163,7 +170,7 @@ def test_heads_fit_a_known_mixture(trained: dict[type, torch.nn.Module], name: s
         assert energy_distance(sample, mixture(1 - label, rng(3))) > 0.2
 
 
-def test_temperature_narrows_samples(trained: dict[type, torch.nn.Module]) -> None:
+def test_temperature_narrows_samples(trained: dict[str, torch.nn.Module]) -> None:
     z = torch.tensor([[0.0, 1.0]]).expand(1000, -1)
     for head in trained.values():
         if isinstance(head, DiffusionHead):
