@@ -128,6 +128,8 @@ class FlowConfig(Config):
     repeats: PositiveInt = 4
     """How often each masked token is used in a step, with fresh noise and time."""
     time_sampling: Literal["uniform", "logit-normal"] = "logit-normal"
+    time_mean: float = 0.0
+    """Of the logit-normal times in training; below 0 is nearer to noise, for tokens of many alike channels."""
     steps: PositiveInt = 25
     """Solver steps to sample a token."""
     solver: Literal["euler", "heun"] = "euler"
