@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--last", action="store_true", help="only the last checkpoint")
+    parser.add_argument("--at", type=int, help="only the checkpoint of this step, with strings of 3-5 digits")
     parser.add_argument("--out", type=Path, default=Path("runs/spoken-digits-wer"))
     args = parser.parse_args()
 
@@ -80,7 +81,7 @@ def main() -> None:
             speed,
         )
 
-    for kind, strings in sets.items():
+    for kind, strings in sets.items() if args.at is None else []:
         recordings = [torch.from_numpy(samples).float() / 32768 for samples, _ in speak(strings)]
         add("espeak-ng", kind, recordings, strings)
         mel = recipe.tokenizer.build()
@@ -99,6 +100,9 @@ def main() -> None:
 
     for run in args.runs or [train(args.out, args.set)]:
         found = checkpoints(run / "checkpoints")
+        if args.at is not None:
+            measure(run / "checkpoints" / f"step-{args.at:08d}", "3-5 digits", texts)
+            continue
         for checkpoint in [] if args.last else found[:-1]:
             measure(checkpoint, "3-5 digits", texts[:30])
         for kind, strings in sets.items():
