@@ -314,7 +314,7 @@ def table(rows: Sequence[Row]) -> Table:
     files = len(rows[0].read) + len(rows[0].skipped)
     shown = Table("", *(row.candidate.name for row in rows), title=f"tokens of {files} files")
     for column in shown.columns[1:]:
-        column.justify = "right"
+        column.justify, column.overflow = "right", "fold"
     lines: dict[str, Callable[[Measures], str]] = {
         "grid (t × h × w)": lambda m: " × ".join(map(str, m.spec.grid)),
         "tokens": lambda m: f"{m.spec.num_tokens:,}",
