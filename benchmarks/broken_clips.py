@@ -20,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
 from rich.console import Console
@@ -87,9 +88,19 @@ def poison(folder: Path) -> list[str]:
     (folder / "x-text.mp4").write_text("This is no video.\n" * 100)
     (folder / "x-empty.mp4").touch()
     write_clip(torch.zeros(3, 1, 32, 32), folder / "x-one-frame.mp4", 10)
-    write_clip(torch.zeros(3, 20, 16, 20_000), folder / "x-wide.mp4", 10)
+    write_wide(folder / "x-wide.mp4")
     write_clip(torch.rand(3, 20, 34, 58), folder / "x-odd-sizes.mp4", 10)  # not broken
     return [f"{folder.name}/x-{name}.mp4" for name in ("cut-short", "text", "empty", "one-frame", "wide")]
+
+
+def write_wide(path: Path) -> None:
+    """20 frames of 20,000×16 pixels, which are too wide for H.264."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 16, 20_000, "yuvj420p"
+        for _ in range(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((16, 20_000, 3), np.uint8), "rgb24")))
+        container.mux(stream.encode())
 
 
 def memory_mib(process: int) -> float:
