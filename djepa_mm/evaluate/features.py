@@ -211,7 +211,8 @@ def _resized(clips: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class ScriptedExtractor:
-    """A TorchScript file that takes clips in three channels, such as the common I3D of Fréchet video distances.
+    """A TorchScript file that takes clips in three channels, such as the common I3D of Fréchet video distances. Such a
+    file is a program: only from people you trust.
 
     Where its forward has the keywords `rescale`, `resize` and `return_features`, they are set, and pixels are 0 to 255
     as it then expects; without `rescale`, pixels are in [-1, 1]. Raises UserError for a file that cannot be used."""
@@ -251,7 +252,7 @@ class VideoModelExtractor:
         with _one_line(f"{self.origin}: no TorchScript file, nor a video model of transformers"):
             config = AutoConfig.from_pretrained(name)
             size, self.frames = config.image_size, config.num_frames
-            self.model: Any = AutoModel.from_pretrained(name).eval().to(device)
+            self.model: Any = AutoModel.from_pretrained(name, use_safetensors=True).eval().to(device)
         self.size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
         try:
             processor, _ = ImageProcessingMixin.get_image_processor_dict(name)
