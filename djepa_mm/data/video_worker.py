@@ -130,7 +130,7 @@ class Memory:
 
 
 def find_decoder(name: str) -> Decode:
-    """By name: "decord", "pyav", or "auto" for the first of the two that is installed. Raises ImportError."""
+    """By name: "decord", "pyav", or "auto" for decord where it is installed and can, else PyAV. Raises ImportError."""
     import av
 
     av.logging.set_level(av.logging.PANIC)
