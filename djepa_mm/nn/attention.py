@@ -5,6 +5,7 @@ B batch, S sequence, D model width, A heads, E width of a head.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from djepa_mm.nn.positions import Rotary, rotate
 
 Heads = tuple[Tensor, Tensor, Tensor]  # queries, keys and values
+FUSED_FROM = 512  # S; below, the gradient of torch's fused bf16 attention is slow on CPUs (benchmarks/attention.py)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -45,5 +47,15 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and q.shape[2] < FUSED_FROM
+        attention = plain_attention if slow else F.scaled_dot_product_attention
+        y = attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return rearrange(y, "b a s e -> b s (a e)")
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None, dropout_p: float) -> Tensor:
+    """What `scaled_dot_product_attention` gives, from products of matrices: (B, A, S, E) each."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, A, S, S)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    return F.dropout(scores.softmax(-1), dropout_p) @ v
