@@ -21,7 +21,11 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, num_classes: int) -> DJEPA
     """The model, on the device and with the random state that are current."""
     model, condition, head = recipe.model, recipe.condition, recipe.head
     width = model.size("width")
-    grid = tokenizer.spec_for().grid if model.positions == "learned" else None
+    positions = Positions(
+        grid=tokenizer.spec_for().grid if model.fixed_grid else None,
+        axes=None if model.positions == "learned" else model.axes,
+        rotary_base=model.rotary_base,
+    )
     conditioner: torch.nn.Module
     if isinstance(condition, TextConditionConfig):
         conditioner = TextConditioner(len(condition.characters), width, condition.buffer_tokens)
@@ -44,7 +48,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, num_classes: int) -> DJEPA
             dropout=model.dropout,
             streams=model.streams,
         ),
-        positions=Positions(grid=grid, axes=model.axes if grid is None else None),
+        positions=positions,
         conditioner=conditioner,
         head=(FlowHead if head.kind == "flow" else DiffusionHead)(**sizes, **options),
         mask_ratio=MaskRatio(**recipe.mask.model_dump(exclude={"orders", "horizon"})),

@@ -43,10 +43,11 @@ class Size:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Positions:
-    """How tokens know their place: a learned table over `grid`, or rotary angles on `axes`. One of the two is given."""
+    """How tokens know their place: a learned table over `grid`, rotary angles on `axes`, or both."""
 
     grid: tuple[int, int, int] | None = None
     axes: tuple[str, ...] | None = None
+    rotary_base: float = 10_000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,9 @@ class Stack(nn.Module):
     def __init__(self, size: Size, positions: Positions) -> None:
         super().__init__()
         self.learned = LearnedPositions(positions.grid, size.width) if positions.grid else None
-        self.rotary = RotaryPositions(size.width // size.heads, positions.axes) if positions.axes else None
+        self.rotary = None
+        if positions.axes:
+            self.rotary = RotaryPositions(size.width // size.heads, positions.axes, positions.rotary_base)
         self.transformer = Transformer(**dataclasses.asdict(size))
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:

@@ -93,22 +93,29 @@ class ModelConfig(Config):
     """In attention, projections and MLPs."""
     streams: Literal["one", "two"] = "one"
     """One set of weights for the whole sequence, or one for the condition and one for the media (for texts)."""
-    positions: Literal["learned", "rotary"] = "learned"
-    """A learned table over the tokenizer's fixed grid, or rotary angles."""
+    positions: Literal["learned", "rotary", "both"] = "learned"
+    """A learned table over the tokenizer's fixed grid, rotary angles, or both of them."""
     axes: Annotated[tuple[Literal["t", "h", "w"], ...], Field(min_length=1)] = ("t", "h", "w")
     """Axes that rotary positions turn on."""
+    rotary_base: Annotated[float, Field(gt=1)] = 10_000.0
+    """The slowest frequency turns about so many times more slowly than the fastest; small for a small grid."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
         width, heads = self.size("width"), self.size("heads")
         if width % heads:
             raise ValueError(f"model.width {width} does not divide into model.heads {heads}: choose a multiple")
-        if width // heads % 2 and self.positions == "rotary":
+        if width // heads % 2 and self.positions != "learned":
             raise ValueError(f"rotary positions need heads of an even width, not {width // heads}")
         return self
 
     def size(self, name: str) -> int:
         return getattr(self, name, None) or PRESETS[self.preset][name]
+
+    @property
+    def fixed_grid(self) -> bool:
+        """Whether all media must have one grid of tokens."""
+        return self.positions != "rotary"
 
 
 PRESETS = {
@@ -253,7 +260,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if self.condition.kind == "text" and self.model.positions == "learned":
+        if self.condition.kind == "text" and self.model.fixed_grid:
             raise ValueError("a text condition has no fixed grid: set model.positions to rotary")
         if self.condition.kind == "text" and "t" not in self.model.axes:
             raise ValueError("a text condition lies on the time axis: add t to model.axes")

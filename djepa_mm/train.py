@@ -66,8 +66,9 @@ class Trainer:
             self.model = build_model(recipe, tokenizer, count_classes(recipe, len(source.classes)))
         conditions = Conditions(recipe)
         self.corpus = Corpus(source, tokenizer, conditions, recipe.batch, seed=recipe.run.seed, device=device)
-        if recipe.model.positions == "learned" and len({spec.grid for spec in self.corpus.specs.values()}) > 1:
-            raise UserError("model.positions is learned, but this corpus' media vary in size: set it to rotary")
+        if recipe.model.fixed_grid and len({spec.grid for spec in self.corpus.specs.values()}) > 1:
+            kind = recipe.model.positions
+            raise UserError(f"model.positions is {kind}, but this corpus' media vary in size: set it to rotary")
         words: set[str] = set()
         if conditions.vocabulary is not None:
             texts, counts = self.corpus.texts()
@@ -109,12 +110,12 @@ class Trainer:
                 f"data gives media at {source.sample_rate_hz} Hz, the tokenizer takes {tokenizer.sample_rate_hz} Hz: "
                 "make data.sample_rate_hz and tokenizer.sample_rate_hz agree"
             )
-        if self.recipe.model.positions == "learned":
+        if self.recipe.model.fixed_grid:
             try:
                 tokenizer.spec_for()
             except UserError:
                 raise UserError(
-                    "model.positions is learned, but this tokenizer's media vary in length: set it to rotary"
+                    f"model.positions is {self.recipe.model.positions}, but this tokenizer's media vary in length: set it to rotary"
                 ) from None
 
     # --- the loop
