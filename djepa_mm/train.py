@@ -114,8 +114,9 @@ class Trainer:
             try:
                 tokenizer.spec_for()
             except UserError:
+                kind = self.recipe.model.positions
                 raise UserError(
-                    f"model.positions is {self.recipe.model.positions}, but this tokenizer's media vary in length: set it to rotary"
+                    f"model.positions is {kind}, but this tokenizer's media vary in length: set it to rotary"
                 ) from None
 
     # --- the loop
