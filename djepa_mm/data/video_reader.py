@@ -1,4 +1,4 @@
-"""Frames out of video files that may be broken: another process decodes, which a time limit ends."""
+"""Frames out of video files that may be broken: other processes decode, which a time limit ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tempfile
 import weakref
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -22,7 +24,8 @@ from djepa_mm.types import BrokenItem, UserError
 
 PROGRAM = Path(__file__).with_name("video_worker.py")
 
-AHEAD = 4  # requests that wait for the process, so that it never waits for the next one
+DECODERS = 2  # processes at most; what is read ahead is shared out among them
+AHEAD = 4  # requests that wait for the processes, so that they never wait for the next one
 
 _Request = tuple[Any, ...]  # see `video_worker`
 
@@ -51,15 +54,15 @@ class Wanted:
 
 
 class VideoReader:
-    """Headers and frames of videos. Starts its process when it is first asked, in every process that asks, and again
-    where a file took it down."""
+    """Headers and frames of videos. Starts its processes when they are first needed, in every process that asks, and
+    again where a file took one down."""
 
     def __init__(self, reader: Literal["auto", "decord", "pyav"], timeout_s: float) -> None:
         self.reader, self.timeout_s = reader, timeout_s
-        self._worker: _Worker | None = None
+        self._decoders: _Decoders | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_worker": None}
+        return {**vars(self), "_decoders": None}
 
     def header(self, path: Path) -> Header:
         """Raises BrokenItem where the file is no video, and UserError where no reader is installed."""
@@ -82,19 +85,20 @@ class VideoReader:
 
     def _ask(self, *requests: _Request) -> tuple[Tensor, Any]:
         """-> frames (T, h, w, 3) uint8 in shared memory until the next call, and the plain answer, to the first one."""
-        worker = self._worker
-        started = 0 if worker is None else len(worker.pending)
-        if worker is None or worker.owner != os.getpid() or worker.pending != list(requests[:started]):
-            # none yet; or that of the process that this one was forked from; or one at work on what nobody fetched
-            worker, started = _Worker(self.reader, self.timeout_s), 0
-            self._worker = worker
+        decoders = self._decoders
+        started = 0 if decoders is None else len(decoders.pending)
+        if decoders is None or decoders.owner != os.getpid() or decoders.asked != list(requests[:started]):
+            # none yet; or those of the process that this one was forked from; or at work on what nobody fetched
+            decoders, started = _Decoders(self.reader, self.timeout_s), 0
+            self._decoders = decoders
+        for request in requests[started:]:
+            decoders.send(request)
+        _, worker = decoders.pending.popleft()
         try:
-            for request in requests[started:]:
-                worker.send(request)
             memory, (well, answer) = worker.receive()
         except (EOFError, OSError):
             code = worker.process.wait()
-            self._worker = None
+            self._decoders = None
             if code == -signal.SIGALRM:
                 raise BrokenItem(f"decoding took longer than {self.timeout_s:g} s (data.decode_timeout_s)") from None
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -108,12 +112,33 @@ def _request(wanted: Wanted) -> _Request:
     return "frames", str(wanted.path), wanted.indices, wanted.size
 
 
+class _Decoders:
+    """Processes that decode, and what they are at work on, in the order in which it was asked for."""
+
+    def __init__(self, reader: str, timeout_s: float) -> None:
+        self.reader, self.timeout_s = reader, timeout_s
+        self.owner = os.getpid()
+        self.workers: list[_Worker] = []
+        self.pending: deque[tuple[_Request, _Worker]] = deque()
+
+    @property
+    def asked(self) -> list[_Request]:
+        return [request for request, _ in self.pending]
+
+    def send(self, request: _Request) -> None:
+        """To the process with the least to do; to a new one while there may be more and none is idle."""
+        if all(worker.waiting for worker in self.workers) and len(self.workers) < DECODERS:
+            self.workers.append(_Worker(self.reader, self.timeout_s))
+        worker = min(self.workers, key=lambda worker: worker.waiting)
+        with suppress(OSError):  # it is gone; its answers tell so in their turn, after those that it still gave
+            worker.send(request)
+        self.pending.append((request, worker))
+
+
 class _Worker:
     """A running `video_worker`, the channel to it, and the memories where it lays frames in turn."""
 
     def __init__(self, reader: str, timeout_s: float) -> None:
-        self.owner = os.getpid()
-        self.pending: list[_Request] = []
         self.sent = self.received = 0
         self.channel, there = Pipe()
         self.memories = [_Memory() for _ in range(1 + AHEAD)]
@@ -122,7 +147,7 @@ class _Worker:
         null = subprocess.DEVNULL
         self.process = subprocess.Popen(command, pass_fds=fds, stdin=null, stdout=null, stderr=null)
         there.close()
-        weakref.finalize(self, _end, self.process, self.channel, self.owner)
+        weakref.finalize(self, _end, self.process, self.channel, os.getpid())
         try:
             well, answer = self.channel.recv()
         except EOFError:
@@ -130,15 +155,18 @@ class _Worker:
         if not well:
             raise UserError(f'data.reader: {reader} cannot be used here ({answer}): pip install "djepa-mm[video]"')
 
+    @property
+    def waiting(self) -> int:
+        """Requests that it has not yet answered."""
+        return self.sent - self.received
+
     def send(self, request: _Request) -> None:
-        self.channel.send((self.sent % len(self.memories), request))
-        self.pending.append(request)
         self.sent += 1
+        self.channel.send(((self.sent - 1) % len(self.memories), request))
 
     def receive(self) -> tuple[_Memory, tuple[bool, Any]]:
         """The answer to the oldest request, and the memory that it may lie in."""
         reply = self.channel.recv()
-        self.pending.pop(0)
         self.received += 1
         return self.memories[(self.received - 1) % len(self.memories)], reply
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import struct
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -200,10 +201,13 @@ def test_a_loader_with_processes(tmp_path: Path) -> None:
 def test_the_reader_ends_with_its_owner(tmp_path: Path) -> None:
     reader = VideoReader("pyav", 10)
     reader.header(write(tmp_path / "a.mp4", ramp(3)))
-    process = reader._worker.process
-    assert process.poll() is None
+    wanted = [Wanted(path=tmp_path / "a.mp4", indices=(n,), size=(16, 16)) for n in range(3)]
+    reader.frames(wanted[0], wanted[1:])
+    processes = [worker.process for worker in reader._decoders.workers]
+    assert len(processes) == 2
+    assert all(process.poll() is None for process in processes)
     del reader
-    assert process.poll() is not None
+    assert all(process.poll() is not None for process in processes)
 
 
 # --- what is held out
@@ -338,6 +342,24 @@ def test_a_decoder_that_hangs_or_crashes(tmp_path: Path, monkeypatch: pytest.Mon
         "b_hang.mp4": "decoding took longer than 1.5 s (data.decode_timeout_s)",
         "d_crash.mp4": "the decoder crashed (SIGABRT)",
     }
+
+
+def test_a_crash_is_blamed_on_its_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the process was asked for more, and had answered before, when it died."""
+    program = tmp_path / "bad_worker.py"
+    program.write_text(BAD_DECODER.format(folder=str(Path(video_worker.__file__).parent)))
+    monkeypatch.setattr(video_reader, "PROGRAM", program)
+    names = ["a", "b", "c_crash", "d", "e_crash", "f", "g", "h"]
+    for n, name in enumerate(names):
+        write(tmp_path / f"{name}.mp4", [20 * n + 20] * 12)
+    source = clips(tmp_path)
+    for pause in (0.0, 0.3):
+        found = []
+        for item in source.read_all(range(len(names))):
+            found.append("crash" if isinstance(item, BrokenItem) else levels(item.media)[0])
+            time.sleep(pause)  # time for the processes to come to the next file, and to die of it
+        assert found[2] == found[4] == "crash"
+        assert [found[n] for n in (0, 1, 3, 5, 6, 7)] == pytest.approx([20, 40, 80, 120, 140, 160], abs=3)
 
 
 def test_an_absent_library_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
