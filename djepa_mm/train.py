@@ -271,9 +271,11 @@ class Trainer:
 
     def _start_from(self, checkpoint: Path) -> None:
         """Take over the averaged weights of another run, for fine-tuning; nothing else of it."""
-        theirs = getattr(load_recipe(checkpoint / "recipe.yaml").condition, "characters", None)
-        if theirs != getattr(self.recipe.condition, "characters", None):
-            raise UserError(f"--from {checkpoint}: its condition.characters are others; make them agree")
+        theirs = load_recipe(checkpoint / "recipe.yaml")
+        for part, key in (("condition", "characters"), ("head", "kind"), ("head", "predicts")):  # no shape tells these
+            there, here = (getattr(getattr(recipe, part), key, None) for recipe in (theirs, self.recipe))
+            if there != here:
+                raise UserError(f"--from {checkpoint}: its {part}.{key} is {there!r}, here {here!r}; make them agree")
         found = {k: v for k, v in read_tensors(checkpoint, "averaged").items() if not k.startswith(TOKENIZER)}
         for module in (self.model.averaged, self.model.online):
             load_weights(module, found, f"--from {checkpoint}", assign=False)
