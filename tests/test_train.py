@@ -90,9 +90,9 @@ def test_fine_tuning_names_a_model_that_does_not_fit(tmp_path: Path) -> None:
     recipe = small("digits", "model.width=64")
     with pytest.raises(UserError, match=f"--from {first}.*do not fit"):
         train(recipe, tmp_path / "second", resume=False, device=CPU, console=QUIET, start=first)
-    with pytest.raises(UserError, match=r"its head\.predicts is 'velocity', here 'data'"):  # whose weights would fit
-        recipe = small("digits", "head.predicts=data")
-        train(recipe, tmp_path / "second", resume=False, device=CPU, console=QUIET, start=first)
+    other = small("digits", "head.predicts=data")  # whose weights would fit
+    with pytest.raises(UserError, match=r"its head\.predicts is 'velocity', here 'data'"):
+        train(other, tmp_path / "second", resume=False, device=CPU, console=QUIET, start=first)
     with pytest.raises(UserError, match="--resume and --from"):
         train(recipe, tmp_path / "second", resume=True, device=CPU, console=QUIET, start=first)
 
