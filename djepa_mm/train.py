@@ -272,7 +272,8 @@ class Trainer:
     def _start_from(self, checkpoint: Path) -> None:
         """Take over the averaged weights of another run, for fine-tuning; nothing else of it."""
         theirs = load_recipe(checkpoint / "recipe.yaml")
-        for part, key in (("condition", "characters"), ("head", "kind"), ("head", "predicts")):  # no shape tells these
+        keys = ("condition", "characters"), ("head", "kind"), ("head", "predicts"), ("model", "rotary_base")
+        for part, key in keys:  # which no shape tells
             there, here = (getattr(getattr(recipe, part), key, None) for recipe in (theirs, self.recipe))
             if there != here:
                 raise UserError(f"--from {checkpoint}: its {part}.{key} is {there!r}, here {here!r}; make them agree")

@@ -93,7 +93,7 @@ class VideoReader:
             self._decoders = decoders
         for request in requests[started:]:
             decoders.send(request)
-        _, worker = decoders.pending.popleft()
+        _, worker = decoders.pending[0]
         try:
             memory, (well, answer) = worker.receive()
         except (EOFError, OSError):
@@ -103,6 +103,7 @@ class VideoReader:
                 raise BrokenItem(f"decoding took longer than {self.timeout_s:g} s (data.decode_timeout_s)") from None
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             raise BrokenItem(f"the decoder crashed ({how})") from None
+        decoders.pending.popleft()  # not before: an interrupt while it waits leaves it asked
         if not well:
             raise BrokenItem(answer)
         return (memory.view(answer) if requests[0][0] == "frames" else torch.empty(0)), answer

@@ -362,6 +362,23 @@ def test_a_crash_is_blamed_on_its_own_file(tmp_path: Path, monkeypatch: pytest.M
         assert [found[n] for n in (0, 1, 3, 5, 6, 7)] == pytest.approx([20, 40, 80, 120, 140, 160], abs=3)
 
 
+def test_an_interrupt_while_it_waits_mixes_up_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in range(4):
+        write(tmp_path / f"{name}.mp4", [20 * name + 20] * 12)
+    wanted = [Wanted(path=tmp_path / f"{name}.mp4", indices=(5,), size=(16, 16)) for name in range(4)]
+    reader = VideoReader("pyav", 10)
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(video_reader._Worker, "receive", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            reader.frames(wanted[0], wanted[1:])
+    found = [levels(reader.frames(one, wanted[n + 1 :]))[0] for n, one in enumerate(wanted) if n]
+    assert found == pytest.approx([40, 60, 80], abs=3)
+
+
 def test_an_absent_library_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.mp4", ramp(12))
     program = tmp_path / "worker.py"
