@@ -224,7 +224,8 @@ class DJEPA(nn.Module):
         if len(self.mask_orders) > 1:
             chosen = torch.randint(len(self.mask_orders), (), generator=generator, device=generator.device)
             order = self.mask_orders[int(chosen)]
-        ratio = self.mask_ratio.draw(generator)
+        num_tokens = batch.valid.shape[1]
+        ratio = self.mask_ratio.draw(generator, min(self.mask_horizon or num_tokens, num_tokens) / num_tokens)
         return draw_mask(batch.valid, ratio, generator, batch.positions, order, self.mask_horizon)
 
     @torch.no_grad()

@@ -18,14 +18,21 @@ Schedule = Literal["cosine", "linear"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskRatio:
-    """Truncated normal distribution of the share of tokens that is masked, drawn once a batch."""
+    """Truncated normal distribution of the share of tokens that is masked, drawn once a batch.
+
+    start: with this probability the ratio comes from the start of sampling instead, see `draw`.
+    """
 
     mean: float = 1.0
     std: float = 0.25
     low: float = 0.7
     high: float = 1.0
+    start: float = 0.0
 
-    def draw(self, generator: torch.Generator) -> float:
+    def draw(self, generator: torch.Generator, start_share: float = 1.0) -> float:
+        """start_share: share of the tokens that belongs to the start; ratios of it are uniform in (1 − it, 1]."""
+        if self.start and torch.rand((), generator=generator, device=generator.device).item() < self.start:
+            return 1 - start_share * torch.rand((), generator=generator, device=generator.device).item()
         ratio = torch.empty(1, device=generator.device)
         torch.nn.init.trunc_normal_(ratio, self.mean, self.std, self.low, self.high, generator=generator)
         return ratio.item()

@@ -167,11 +167,16 @@ class MaskConfig(Config):
     horizon: PositiveInt | None = None
     """Predict only so many of the hidden tokens, those that the order would reveal next, and leave the others out of
     the sequence: for orders that go one frame after the other. All of them where it is not given."""
+    start: Probability = 0.0
+    """Share of the batches in which less than the horizon is known. The condition shows most at the start, and such
+    batches are short."""
 
     @model_validator(mode="after")
     def _check(self) -> MaskConfig:
         if self.low > self.high:
             raise ValueError(f"mask.low {self.low} is above mask.high {self.high}")
+        if self.start and self.horizon is None:
+            raise ValueError(f"mask.start {self.start:g} needs mask.horizon, the length of the start")
         return self
 
 

@@ -129,9 +129,9 @@ class Recordings:
         self.lengths = torch.tensor([len(clip) for clip in self.clips])
 
     def segments(self, count: int, samples: int, generator: torch.Generator) -> Tensor:
-        """(count, samples) in [-1, 1]: every place of the corpus alike; shorter clips end in silence."""
+        """(count, samples) in [-1, 1]: clips as often as they are long, at any place; short ones end in silence."""
         places = (self.lengths - samples).clamp_min(0) + 1
-        clips = torch.multinomial(places.float(), count, replacement=True, generator=generator)
+        clips = torch.multinomial(self.lengths.float(), count, replacement=True, generator=generator)
         shares = torch.rand(count, generator=generator)
         batch = torch.zeros(count, samples)
         for row, clip, share in zip(batch, clips.tolist(), shares.tolist(), strict=True):

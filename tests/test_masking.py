@@ -51,6 +51,17 @@ def test_ratio_is_the_truncated_normal() -> None:
     assert abs(draws.mean() - (1 + 0.25 * density)) < 0.005
 
 
+def test_the_start_is_masked_as_often_as_asked() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ratio = MaskRatio(mean=0.3, std=0.01, low=0.2, high=0.4, start=0.6)
+    draws = torch.tensor([ratio.draw(generator, start_share=0.25) for _ in range(4000)])
+    start = draws[draws > 0.4]
+    assert abs(len(start) / len(draws) - 0.6) < 0.03
+    counts = (8 - (8 * start).ceil()).long().bincount()  # known of eight tokens, two of which are the start
+    assert len(counts) == 2
+    assert (counts / len(start) - 0.5).abs().max() < 0.03
+
+
 GRID = torch.cartesian_prod(torch.arange(4.0), torch.arange(3.0), torch.arange(5.0))  # 60 places on (t, h, w)
 
 

@@ -163,6 +163,8 @@ def test_impossible_combinations() -> None:
         load_recipe("digits", ["sample.guidance=2", "condition.drop=0.0"])
     with pytest.raises(UserError, match="rotary"):
         load_recipe("spoken-digits", ["model.positions=learned"])
+    with pytest.raises(UserError, match=r"mask\.start 0\.5 needs mask\.horizon"):
+        load_recipe("digits", ["mask.start=0.5"])
     with pytest.raises(UserError, match="time axis"):
         load_recipe("spoken-digits", ["model.axes=[h, w]"])
 

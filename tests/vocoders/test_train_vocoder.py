@@ -89,17 +89,19 @@ def test_losses_are_those_of_their_definitions() -> None:
 def test_segments_are_cut_from_clips_and_short_clips_end_in_silence(corpus: Path) -> None:
     recordings = Recordings(recipe(corpus).data.build(), 0.0)
     generator = torch.Generator().manual_seed(0)
-    batch = recordings.segments(64, 2048, generator)
-    assert batch.shape == (64, 2048)
+    batch = recordings.segments(256, 2048, generator)
+    assert batch.shape == (256, 2048)
     sources = [clip.float() / 32767 for clip in recordings.clips]
     short = sources[2]
     ended = [row for row in batch if torch.equal(row[: len(short)], short)]
     assert all((row[len(short) :] == 0).all() for row in ended)
+    share = len(short) / sum(map(len, sources))
+    assert abs(len(ended) / len(batch) - share) < 3 * (share * (1 - share) / len(batch)) ** 0.5
     places = [clip.unfold(0, 2048, 1) for clip in sources[:2]]
     for row in batch[:2]:
         cut = any((windows == row).all(1).any() for windows in places)
         assert cut or torch.equal(row[: len(short)], short)
-    again = recordings.segments(64, 2048, torch.Generator().manual_seed(0))
+    again = recordings.segments(256, 2048, torch.Generator().manual_seed(0))
     assert torch.equal(batch, again)
 
 
