@@ -47,7 +47,7 @@ SMALL = [
     "optim.steps=1", "optim.minutes=null",
 ]  # fmt: skip
 CLIPS = [
-    "name=moving", "mask.orders=[random]", "mask.horizon=null", "sample.order=random",
+    "name=moving", "mask.orders=[random]", "mask.horizon=null", "mask.start=0", "sample.order=random",
     "data={source: moving-digits, count: 120, frames: 8, size: [16, 16], scale: 1, reader: pyav}",
     "tokenizer={kind: clip-patches, patch: [2, 4, 4], channels: 1, frames: 8, size: [16, 16], frame_rate: 10}",
 ]  # fmt: skip
