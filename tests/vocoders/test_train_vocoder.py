@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -124,9 +125,8 @@ def test_a_short_training_lowers_the_losses_and_leaves_what_it_should(corpus: Pa
     assert outcome == Outcome(run=out, step=40, finished=True)
     log = rows(out)
     assert len(log) == 40
-    first, last = log[0], log[-1]
-    assert last["spectral"] < 0.9 * first["spectral"]
-    assert last["mel"] < 0.9 * first["mel"]
+    for term in ("spectral", "mel"):  # a step may hold the short clip, so several steps
+        assert fmean(row[term] for row in log[-5:]) < 0.9 * fmean(row[term] for row in log[:5]), term
     assert [row["detection"] > 0 for row in log] == [False] * 34 + [True] * 6  # adversarial_from is 0.85
     assert {path.name for path in (out / "samples").glob("*.wav")} == {
         "original.wav",
