@@ -37,14 +37,15 @@ FAINT = 0.1  # ink below this is taken for noise, in generated clips and in real
 WHOLE = ("mask.horizon=null", "mask.start=0")  # all that is masked
 RANDOM = (*WHOLE, "mask.orders=[random]", "sample.order=random", "sample.schedule=cosine")
 WAYS = {  # what is cut, in which order it is revealed, and how much of it is predicted at once
-    "frames, 2×8×8, next two frames": (),
-    "frames, 4×8×8, next four frames": ("tokenizer.patch=[4,8,8]", "mask.low=0.1"),
+    "frames, 4×8×8, next four frames": (),
+    "frames, 2×8×8, next two frames": ("tokenizer.patch=[2,8,8]", "mask.low=0.05"),
     "frames, 1×8×8, next frame": ("tokenizer.patch=[1,8,8]", "mask.low=0.03"),
-    "frames, 2×8×8, all": WHOLE,
-    "random, 2×8×8, all": (*RANDOM, "mask.low=0.3"),
-    "tubes, 2×8×8, all": (*WHOLE, "mask.orders=[tubes]", "sample.order=tubes"),
-    "frames, 2×8×8, next two frames, velocity": ("head.predicts=velocity", "head.time_mean=0", "head.time_shift=1"),
-    "frames, 2×8×8, next two frames, usual rotary": ("model.positions=rotary", "model.rotary_base=10000"),
+    "frames, 4×8×8, all": WHOLE,
+    "random, 4×8×8, all": (*RANDOM, "mask.low=0.3"),
+    "tubes, 4×8×8, all": (*WHOLE, "mask.orders=[tubes]", "sample.order=tubes"),
+    "frames, 4×8×8, next four frames, velocity": ("head.predicts=velocity", "head.time_mean=0", "head.time_shift=1"),
+    "frames, 4×8×8, next four frames, usual rotary": ("model.positions=rotary", "model.rotary_base=10000"),
+    "frames, 4×8×8, next four frames, AdamW": ("optim.optimizer=adamw",),
 }
 
 

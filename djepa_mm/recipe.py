@@ -190,6 +190,8 @@ class OptimConfig(Config):
     steps: PositiveInt
     minutes: PositiveFloat | None = None
     """End after this much training even if steps are left; the schedule follows whichever is further on."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon moves the blocks' matrices by Muon (Jordan et al. 2024) and the rest by AdamW: fewer steps, each dearer."""
     lr: PositiveFloat = 1e-4
     schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up; cosine falls to a fiftieth of lr."""

@@ -83,12 +83,7 @@ class Trainer:
             words=sorted(words) if len(words) <= FEW_WORDS else (),
             conditions=conditions,
         )
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, recipe.optim.weight_decay),
-            lr=recipe.optim.lr,
-            betas=recipe.optim.betas,
-            fused=True,
-        )
+        self.optimizers = build_optimizers(self.model, recipe.optim)
         self.generator = torch.Generator(device).manual_seed(recipe.run.seed)
         self.step, self.seconds, self.place = 0, 0.0, Place()
         if resume:
@@ -184,17 +179,19 @@ class Trainer:
         optim = self.recipe.optim
         batch, place = next(batches)
         rate = learning_rate(optim, self.step, self.progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         bf16 = optim.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
             losses = self.model.loss(batch.to(self.device), self.generator)
-        self.optimizer.zero_grad()
+        self.model.online.zero_grad()
         losses.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.online.parameters(), optim.clip)
         if not bool(norm.isfinite()):
             raise UserError(f"step {self.step}: the gradient is {norm.item()}; lower optim.lr ({optim.lr}) and resume")
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.model.update_average(warmed_decay(self.step, optim.ema_decay))
         self.step, self.place = self.step + 1, place
         return losses, norm
@@ -208,7 +205,7 @@ class Trainer:
             "generation": generation,
             "prediction": prediction,
             "gradient_norm": norm,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.optimizers[0].param_groups[0]["lr"],
             "steps_per_s": rate,
             "seconds": self.seconds,
         }
@@ -247,7 +244,8 @@ class Trainer:
         training = {
             f"optimizer.{name}.{key}": value
             for name, parameter in self.model.online.named_parameters()
-            for key, value in self.optimizer.state[parameter].items()
+            for optimizer in self.optimizers
+            for key, value in optimizer.state.get(parameter, {}).items()
         }
         training["random.generator"] = self.generator.get_state()
         training["random.torch"] = torch.get_rng_state()
@@ -282,6 +280,9 @@ class Trainer:
             load_weights(module, found, f"--from {checkpoint}", assign=False)
 
     def _load(self, checkpoint: Path) -> None:
+        there, here = load_recipe(checkpoint / "recipe.yaml").optim.optimizer, self.recipe.optim.optimizer
+        if there != here:
+            raise UserError(f"--resume {checkpoint}: its optim.optimizer is {there}, here {here}; make them agree")
         state = read_state(checkpoint)
         averaged, online, training = (read_tensors(checkpoint, n) for n in ("averaged", "online", "training"))
         tokenizer = {k.removeprefix(TOKENIZER): averaged.pop(k) for k in list(averaged) if k.startswith(TOKENIZER)}
@@ -291,10 +292,12 @@ class Trainer:
             ("online", self.model.online, online),
         ):
             load_weights(module, weights, f"{checkpoint / name}.safetensors", assign=False)
-        for name, parameter in self.model.online.named_parameters():
-            prefix = f"optimizer.{name}."
-            moments = {k.removeprefix(prefix): v for k, v in training.items() if k.startswith(prefix)}
-            self.optimizer.state[parameter] = {key: value.to(self.device) for key, value in moments.items()}
+        names = {parameter: name for name, parameter in self.model.online.named_parameters()}
+        for optimizer in self.optimizers:
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                prefix = f"optimizer.{names[parameter]}."
+                moments = {k.removeprefix(prefix): v for k, v in training.items() if k.startswith(prefix)}
+                optimizer.state[parameter] = {key: value.to(self.device) for key, value in moments.items()}
         self.generator.set_state(training["random.generator"])
         torch.set_rng_state(training["random.torch"])
         if self.device.type == "cuda" and "random.cuda" in training:
@@ -320,14 +323,28 @@ def train(
         ) from None
 
 
-def parameter_groups(model: DJEPA, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices only; none on biases, norms, embeddings, positions, buffer tokens and the head."""
+def build_optimizers(model: DJEPA, optim: OptimConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for all, or Muon for the blocks' matrices and AdamW for the rest.
+
+    Weight decay on matrices only; none on biases, norms, embeddings, positions, buffer tokens and the head."""
+    blocks: list[Tensor] = []
     decayed: list[Tensor] = []
     plain: list[Tensor] = []
     for name, parameter in model.online.named_parameters():
-        matrix = parameter.ndim > 1 and not name.startswith(("head.", "conditioner.")) and ".learned." not in name
-        (decayed if matrix else plain).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        if parameter.ndim < 2 or name.startswith(("head.", "conditioner.")) or ".learned." in name:
+            plain.append(parameter)
+        elif optim.optimizer == "muon" and ".blocks." in name:
+            blocks.append(parameter)
+        else:
+            decayed.append(parameter)
+    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True),
+    ]
+    if blocks:  # steps of the size that AdamW's have, so that one learning rate serves both
+        adjust = "match_rms_adamw"
+        optimizers.append(torch.optim.Muon(blocks, lr=optim.lr, weight_decay=optim.weight_decay, adjust_lr_fn=adjust))
+    return optimizers
 
 
 def learning_rate(optim: OptimConfig, step: int, progress: float) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, create_model
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, create_model, model_validator
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
@@ -86,6 +86,12 @@ class VocoderRecipe(Config):
     optim: OptimConfig
     batch: SegmentConfig = SegmentConfig()
     run: VocoderRunConfig = VocoderRunConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> VocoderRecipe:
+        if self.optim.optimizer != "adamw":
+            raise ValueError(f"optim.optimizer {self.optim.optimizer} is for D-JEPA's blocks: set it to adamw")
+        return self
 
 
 @cache

@@ -15,7 +15,7 @@ from djepa_mm.generate import Generation, Request
 from djepa_mm.media import write_clip
 from djepa_mm.recipe import Recipe, load_recipe
 from djepa_mm.sampler import Sampler
-from djepa_mm.train import Trainer, learning_rate, parameter_groups, train
+from djepa_mm.train import Trainer, build_optimizers, learning_rate, train
 from djepa_mm.types import UserError
 
 SMALL = [
@@ -97,10 +97,12 @@ def test_fine_tuning_names_a_model_that_does_not_fit(tmp_path: Path) -> None:
         train(recipe, tmp_path / "second", resume=True, device=CPU, console=QUIET, start=first)
 
 
-@pytest.mark.parametrize("cache", ["true", "false"])
-def test_resuming_equals_never_stopping(tmp_path: Path, cache: str) -> None:
+@pytest.mark.parametrize(
+    "way", [("batch.cache=true",), ("batch.cache=false",), ("batch.cache=true", "optim.optimizer=muon")]
+)
+def test_resuming_equals_never_stopping(tmp_path: Path, way: tuple[str, ...]) -> None:
     """Weights, averages, optimiser and random states agree to the bit, across an epoch's end."""
-    common = [f"batch.cache={cache}", "batch.size=400", "run.save_every=3"]
+    common = [*way, "batch.size=400", "run.save_every=3"]
     whole = run(small("digits", *common, "optim.steps=8"), tmp_path / "whole")
     trainer = Trainer(
         small("digits", *common, "optim.steps=8"), tmp_path / "cut", resume=False, device=CPU, console=QUIET
@@ -248,12 +250,35 @@ def test_learning_rate_warms_up_and_falls() -> None:
 
 def test_weight_decay_spares_biases_norms_embeddings_and_head(tmp_path: Path) -> None:
     trainer = Trainer(small("digits"), tmp_path / "run", resume=False, device=CPU, console=QUIET)
-    decayed = {id(p) for p in parameter_groups(trainer.model, 0.02)[0]["params"]}
+    (adamw,) = build_optimizers(trainer.model, trainer.recipe.optim)
+    decayed = {id(p) for p in adamw.param_groups[0]["params"]}
     names = {name for name, p in trainer.model.online.named_parameters() if id(p) in decayed}
     assert "encoder.stack.transformer.blocks.0.attention.qkv.weight" in names
     assert not any(
         word in name for name in names for word in ("bias", "norm", "head.", "conditioner", "learned", "mask_token")
     )
+
+
+def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest(tmp_path: Path) -> None:
+    recipe = small("digits", "optim.optimizer=muon", "optim.steps=2")
+    trainer = Trainer(recipe, tmp_path / "run", resume=False, device=CPU, console=QUIET)
+    named = dict(trainer.model.online.named_parameters())
+    held = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in trainer.optimizers]
+    assert sum(map(len, held)) == len(named)
+    assert not held[0] & held[1]
+    by_muon = {name for name, p in named.items() if id(p) in held[1]}
+    assert "encoder.stack.transformer.blocks.0.attention.qkv.weight" in by_muon
+    assert "predictor.stack.transformer.blocks.0.mlp.0.weight" in by_muon
+    assert not any(name.startswith(("head.", "conditioner.")) or named[name].ndim < 2 for name in by_muon)
+    before = {name: p.detach().clone() for name, p in named.items()}
+    trainer._one_step(trainer.corpus.batches(trainer.place))
+    assert all(not torch.equal(before[name], named[name]) for name in by_muon)
+
+
+def test_resuming_with_another_optimizer_is_refused(tmp_path: Path) -> None:
+    out = run(small("digits", "optim.steps=2"), tmp_path / "run")
+    with pytest.raises(UserError, match=r"optim\.optimizer is adamw, here muon"):
+        run(small("digits", "optim.steps=4", "optim.optimizer=muon"), out, resume=True)
 
 
 # --- checkpoints

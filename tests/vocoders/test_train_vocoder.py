@@ -189,6 +189,8 @@ def test_mistakes_are_told_in_one_line(corpus: Path, tmp_path: Path) -> None:
         load_recipe("vocoder")
     with pytest.raises(UserError, match="digits holds no sound"):
         run(load_vocoder_recipe("vocoder", ["data={source: digits}"]), tmp_path)
+    with pytest.raises(UserError, match=r"optim\.optimizer muon is for D-JEPA's blocks: set it to adamw"):
+        load_vocoder_recipe("vocoder", ["data.root=.", "optim.optimizer=muon"])
     with pytest.raises(UserError, match=r"--set loss.spectrum: unknown key .*did you mean 'spectral'"):
         recipe(corpus, "loss.spectrum=1")
     run(recipe(corpus, "optim.steps=1"), tmp_path / "run")
