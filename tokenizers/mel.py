@@ -170,7 +170,8 @@ class Mel:
         try:
             sound, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
         except (OSError, RuntimeError) as error:
-            raise UserError(f"{path}: not readable as sound ({' '.join(str(error).split())})") from None
+            reason = " ".join(str(error).split()) if path.exists() else "no such file"
+            raise UserError(f"{path}: not readable as sound ({reason})") from None
         if not len(sound) or not np.isfinite(sound).all():
             raise UserError(f"{path}: {'samples that are not numbers' if len(sound) else 'no samples'}")
         waveform = torch.from_numpy(sound).mean(dim=1)
