@@ -48,6 +48,7 @@ SMALL = [
 ]  # fmt: skip
 CLIPS = [
     "name=moving", "mask.orders=[random]", "mask.horizon=null", "mask.start=0", "sample.order=random",
+    "sample.temperature=1",  # what a model gives that learned nothing is noise then, worse than repeating a frame
     "data={source: moving-digits, count: 120, frames: 8, size: [16, 16], scale: 1, reader: pyav}",
     "tokenizer={kind: clip-patches, patch: [2, 4, 4], channels: 1, frames: 8, size: [16, 16], frame_rate: 10}",
 ]  # fmt: skip
