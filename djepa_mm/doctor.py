@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 
 import djepa_mm
+from djepa_mm.generate import fast_bf16
 
 REQUIRED = (
     *("torch", "torchvision", "torchaudio", "diffusers", "einops", "pydantic", "rich", "safetensors", "soundfile"),
@@ -51,7 +52,8 @@ def examine() -> tuple[Table, bool]:
         state = importlib.metadata.version(name) if found else f'missing, for {use}: pip install "djepa-mm[{extra}]"'
         table.add_row(f"{name} (optional)", state)
     table.add_row("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads in use")
-    table.add_row("bf16 on the CPU", "fast" if _fast_bf16() else "slow: use --set optim.precision=fp32")
+    bf16 = "fast" if fast_bf16(torch.device("cpu")) else "slow: train with --set optim.precision=fp32"
+    table.add_row("bf16 on the CPU", bf16)
     if torch.cuda.is_available():
         for n in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(n)
@@ -67,8 +69,3 @@ def _minor(name: str) -> str:
         return ".".join(importlib.metadata.version(name).split(".")[:2])
     except importlib.metadata.PackageNotFoundError:
         return "missing"
-
-
-def _fast_bf16() -> bool:
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

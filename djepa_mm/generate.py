@@ -237,8 +237,8 @@ class Generation:
             torch.zeros(n, dtype=torch.bool) if job.known is None else job.known
             for job, n in zip(jobs, counts, strict=True)
         ]
-        bf16 = self.recipe.optim.precision == "bf16"
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device.type == "cuda"):
+        bf16 = self.recipe.optim.precision == "bf16" and fast_bf16(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             return sampler.sample(
                 self.model,
                 positions=pad_sequence([job.spec.positions() for job in jobs], batch_first=True).to(device),
@@ -258,6 +258,14 @@ class Generation:
             return [Request(text=text, seed=(seed, n)) for n, text in enumerate(texts[:count])]
         classes = max(1, len(self.classes))
         return [Request(label=n % classes, seed=(seed, n)) for n in range(count)]
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether products of bf16 matrices are faster there than those of fp32."""
+    if device.type != "cpu":
+        return True
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def load_weights(module: torch.nn.Module, weights: dict[str, Any], origin: str, *, assign: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from djepa_mm.generate import SLACK, Generation, Job, Request, write_media
@@ -52,6 +53,19 @@ def test_the_rate_changes_the_length(speaker: Generation) -> None:
 def test_a_word_that_is_too_long_is_named(speaker: Generation) -> None:
     with pytest.raises(UserError, match="nineoneoneone"):
         speaker.check(Request(text="one nine" + "one" * 40))
+
+
+def test_samples_in_bf16_are_near_those_in_fp32(painter: Generation, monkeypatch: pytest.MonkeyPatch) -> None:
+    for parameter in painter.model.averaged.parameters():  # an untrained head gives nothing but zeros
+        torch.nn.init.normal_(parameter, std=0.05)
+    requests = [Request(label=n, seed=(n,)) for n in range(10)]
+    media = []
+    for fast in (True, False):
+        monkeypatch.setattr("djepa_mm.generate.fast_bf16", lambda _, fast=fast: fast)
+        media.append(torch.stack(painter(requests)))
+    difference = (media[0] - media[1]).abs().mean() / media[1].std()
+    assert 0 < difference < 0.01
+    assert media[0].dtype == torch.float32
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])

@@ -56,7 +56,7 @@ class FlowHead(nn.Module):
         self.predicts = predicts
 
     def velocity(self, x_t: Tensor, time: Tensor, z: Tensor) -> Tensor:
-        """x_t (M, C), time (M,) in [0, 1000], z (M, D) -> (M, C) fp32."""
+        """x_t (M, C), time (M,) or (1,) in [0, 1000], z (M, D) -> (M, C) fp32."""
         out = self.mlp(x_t, time, z)
         if self.predicts == "velocity":
             return out

@@ -13,18 +13,19 @@ def guided(
 ) -> Callable[[Tensor, float], Tensor]:
     """(x (M, C), time in [0, 1000]) -> ε_u + s · (ε_c − ε_u), with s a number or (M, 1).
 
+    network: takes (M, C), the time (1,) and features (M, D).
     Where the network gives more than C channels (a learned variance), the rest is the conditional one's.
     """
 
     def conditional(x: Tensor, time: float) -> Tensor:
-        return network(x, torch.full((len(x),), time, device=x.device), z)
+        return network(x, torch.full((1,), time, device=x.device), z)
 
     if z_null is None:
         return conditional
     both = torch.cat([z, z_null])
 
     def extrapolated(x: Tensor, time: float) -> Tensor:
-        out = network(torch.cat([x, x]), torch.full((2 * len(x),), time, device=x.device), both)
+        out = network(torch.cat([x, x]), torch.full((1,), time, device=x.device), both)
         cond, null = out.chunk(2)
         channels = x.shape[-1]
         mean = null[:, :channels] + guidance * (cond[:, :channels] - null[:, :channels])

@@ -62,8 +62,8 @@ class DenoisingMLP(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, time: Tensor, z: Tensor) -> Tensor:
-        """x (M, C) noisy tokens, time (M,) in [0, 1000], z (M, D) -> (M, out_channels) fp32."""
-        y = self.time(time) + self.condition(z)  # (M, W)
+        """x (M, C) noisy tokens, time (M,) or (1,) in [0, 1000], z (M, D) -> (M, out_channels) fp32."""
+        y = self.time(time) + self.condition(z)  # (M, W), also with one time for all
         h = self.input(x)
         for block in self.blocks:
             h = block(h, y)
