@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run folder of the vocoder, or a checkpoint")
     parser.add_argument("--set", action="append", default=[], help="override of its recipe, such as data.root=FOLDER")
     parser.add_argument("--iterations", type=int, default=60, help="of Griffin-Lim")
+    parser.add_argument("--recogniser", nargs="*", default=[], help="more of them: language-model, a Whisper's folder")
     parser.add_argument("--out", type=Path, help="JSON file; by default vocoder.json in the run folder")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -51,6 +52,7 @@ def main() -> None:
     recognisers = {
         "sentences": recogniser("sentences", [*texts.values(), *known_texts(learned).values()]),
         "words": recogniser("grammar", list(texts.values())),
+        **{Path(name).name: recogniser(name, []) for name in args.recogniser},
     }
 
     vocoder = GriffinLimConfig(kind="griffin-lim", iterations=args.iterations)
