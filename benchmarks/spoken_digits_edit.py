@@ -53,10 +53,10 @@ def main() -> None:
             continue  # where a word lies is only known where the clip is understood
         spans = [s for s in recogniser.decoder.seg() if s.word.split("(")[0] in WORDS]  # "zero(2)" too
         place = int(draw.integers(len(words)))
-        old, new = words[place], str(draw.choice([w for w in WORDS if w != words[place]]))
+        new = str(draw.choice([w for w in WORDS if w != words[place]]))
         text = " ".join([*words[:place], new, *words[place + 1 :]])
         start_s, stop_s = spans[place].start_frame / 100, (spans[place].end_frame + 1) / 100
-        expected = [generation.expected_tokens(Request(text=word)) or 0.0 for word in (old, new)]
+        expected = [generation.expected_tokens(Request(text=one)) or 0.0 for one in (item.text, text)]
         new_s = max(0.2, stop_s - start_s + (expected[1] - expected[0]) / (mel.tokens_per_s or 1))
         request = Request(text=text, seed=(args.seed, index))
         edits.append(replace_span(generation, item.media, request, start_s=start_s, stop_s=stop_s, new_s=new_s))

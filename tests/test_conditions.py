@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from djepa_mm.conditions import Pace, TextLayout, Vocabulary, text_condition
+from djepa_mm.conditions import FINAL, Pace, TextLayout, Vocabulary, text_condition
 from djepa_mm.espeak import PHONEMES
 from djepa_mm.types import UserError
 
@@ -54,10 +54,21 @@ def test_the_fit_finds_what_each_symbol_takes() -> None:
     assert pace.margin == pytest.approx(margin, abs=2)
 
 
-def test_the_fit_keeps_unseen_symbols_at_the_mean_and_none_below_zero() -> None:
+def test_the_fit_finds_what_symbols_take_at_the_end() -> None:
+    texts, lengths = corpus([1.0, 2.0, 5.0], 0.0, 400, 0.5)
+    ends = [t[-FINAL:] for t in texts]
+    lengths = [n + 3 * int((e == 0).sum()) - int((e == 2).sum()) for e, n in zip(ends, lengths, strict=True)]
+    pace = Pace.fit(texts, lengths, 3)
+    middle, end = torch.tensor([0, 0, 2, 1, 1, 1, 1]), torch.tensor([1, 1, 1, 1, 0, 0, 2])
+    assert pace.tokens(end) - pace.tokens(middle) == pytest.approx(3 + 3 - 1, abs=0.3)
+    light, heavy = (torch.tensor([1, 1, 1, 1] + [symbol] * FINAL) for symbol in (0, 2))
+    assert pace.tokens(light) == pytest.approx(pace.tokens(heavy), abs=0.5)
+
+
+def test_the_fit_keeps_unseen_symbols_at_the_mean_and_lays_none_before_another() -> None:
     texts, lengths = corpus([0.0, 0.0, 4.0], 0.0, 100, 2.0)
     pace = Pace.fit(texts, lengths, 4)
-    assert min(pace.per_symbol) >= 0
+    assert (pace.centres(torch.tensor([2, 0, 1, 0, 1, 2])).diff() >= 0).all()
     total, symbols = sum(lengths), sum(len(t) for t in texts)
     assert pace.per_symbol[3] == pytest.approx(total / symbols, rel=0.2)
 
