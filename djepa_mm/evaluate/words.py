@@ -80,7 +80,10 @@ def known_words(words: Iterable[str]) -> set[str]:
 
 
 class _Pocketsphinx:
-    """pocketsphinx with its packaged English sounds, hearing what a JSGF rule allows, or else any English."""
+    """pocketsphinx with its packaged English sounds, hearing what a JSGF rule allows, or else any English.
+
+    It gets used to a voice, so what it hears depends a little on what it has heard before.
+    """
 
     def __init__(self, rule: str | None = None, words: Sequence[str] = (), **options: Any) -> None:
         """words: those of the rule. options: the decoder's. Raises UserError for words that the dictionary lacks."""
