@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 
 import djepa_mm
-from djepa_mm.generate import fast_bf16
+from djepa_mm.precision import fast_bf16
 
 REQUIRED = (
     *("torch", "torchvision", "torchaudio", "diffusers", "einops", "pydantic", "rich", "safetensors", "soundfile"),

@@ -20,6 +20,7 @@ from djepa_mm.checkpoint import find_checkpoint, read_state, read_tensors
 from djepa_mm.conditions import Pace
 from djepa_mm.djepa import DJEPA
 from djepa_mm.page import figure, page
+from djepa_mm.precision import fast_bf16
 from djepa_mm.recipe import Recipe, load_recipe
 from djepa_mm.sampler import Sampler
 from djepa_mm.text import pieces
@@ -258,14 +259,6 @@ class Generation:
             return [Request(text=text, seed=(seed, n)) for n, text in enumerate(texts[:count])]
         classes = max(1, len(self.classes))
         return [Request(label=n % classes, seed=(seed, n)) for n in range(count)]
-
-
-def fast_bf16(device: torch.device) -> bool:
-    """Whether products of bf16 matrices are faster there than those of fp32."""
-    if device.type != "cpu":
-        return True
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def load_weights(module: torch.nn.Module, weights: dict[str, Any], origin: str, *, assign: bool) -> None:

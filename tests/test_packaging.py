@@ -14,7 +14,7 @@ PACKAGE = ROOT / "djepa_mm"
 
 # An import goes to the same floor or down. `data`, `tokenizers` and `vocoders` hold one floor each.
 FLOORS = (
-    ("errors", "types", "nn", "espeak", "page", "media", "runlog"),
+    ("errors", "types", "nn", "espeak", "page", "media", "runlog", "precision"),
     ("text", "masking", "conditions", "heads", "averaging", "checkpoint", "vocoders", "tokenizers"),
     ("djepa",),
     ("sampler", "recipe"),
@@ -52,6 +52,13 @@ def test_imports_go_down_only() -> None:
         for name in imports(path):
             other = name.split(".")[1]
             assert FLOOR[other] <= FLOOR[own], f"{path.name} is on floor {FLOOR[own]} and imports {name}"
+
+
+def test_doctor_runs_where_libraries_are_missing() -> None:
+    """It is there to name them, so it must not import them."""
+    missing = ("einops", "pydantic", "safetensors", "diffusers", "torchaudio", "soundfile", "PIL")
+    code = f"import sys; sys.modules.update(dict.fromkeys({missing})); import djepa_mm.doctor as d; d.examine()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_tokenizers_see_only_types_media_files_and_vocoders() -> None:
