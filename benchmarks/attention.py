@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from djepa_mm.nn.attention import plain_attention
+from djepa_mm.core.nn.attention import plain_attention
 
 TOKENS, HEADS, WIDTH = 2048, 4, 64
 WAYS: dict[str, Callable[..., Tensor]] = {"fused": F.scaled_dot_product_attention, "plain": plain_attention}

@@ -23,8 +23,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from djepa_mm.data.clips import find_videos
-from djepa_mm.data.video_reader import Header, VideoReader, Wanted
+from djepa_mm.data.sources.clips import find_videos
+from djepa_mm.data.video.reader import Header, VideoReader, Wanted
 
 
 def main() -> None:

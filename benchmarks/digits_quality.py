@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.svm import SVC
 
-from djepa_mm.data.digits import load_digits
+from djepa_mm.data.sources.digits import load_digits
 from djepa_mm.evaluate.frechet import frechet_distance
-from djepa_mm.generate import Generation, with_sampling
+from djepa_mm.generation.pipeline import Generation, with_sampling
 
 COUNT = 100  # a class
 

@@ -17,12 +17,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from djepa_mm.data.loading import Corpus, Place
-from djepa_mm.djepa import within_horizon
-from djepa_mm.generate import Generation
-from djepa_mm.heads.flow import FlowHead
-from djepa_mm.masking import draw_mask
-from djepa_mm.recipe import BatchConfig
+from djepa_mm.core.djepa import within_horizon
+from djepa_mm.core.heads.flow import FlowHead
+from djepa_mm.core.masking import draw_mask
+from djepa_mm.data.corpus import Corpus, Place
+from djepa_mm.generation.pipeline import Generation
+from djepa_mm.recipe.schema import BatchConfig
 
 
 def main() -> None:

@@ -31,10 +31,10 @@ import soundfile
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from djepa_mm import espeak
-from djepa_mm.data.spoken_digits import VOICE
+from djepa_mm.data.sources.spoken_digits import VOICE
 from djepa_mm.errors import UserError
-from djepa_mm.text import normalize
+from djepa_mm.speech import espeak
+from djepa_mm.speech.english import normalize
 
 RATE_HZ = 22_050
 MIN_S, MAX_S = 1.0, 8.0

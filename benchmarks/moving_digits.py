@@ -26,12 +26,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from djepa_mm.checkpoint import checkpoints, read_state
-from djepa_mm.data.moving_digits import centres_of_mass
-from djepa_mm.edit import given_frames, run_edits
+from djepa_mm.data.sources.moving_digits import centres_of_mass
 from djepa_mm.evaluate.features import train_classifier
 from djepa_mm.evaluate.visual import first_frames, predict, read_items, spread
-from djepa_mm.generate import Generation, Request, sheet
+from djepa_mm.generation.edit import given_frames, run_edits
+from djepa_mm.generation.pipeline import Generation, Request, sheet
+from djepa_mm.runs.checkpoint import checkpoints, read_state
 
 FAINT = 0.1  # ink below this is taken for noise, in generated clips and in real ones
 WHOLE = ("mask.horizon=null", "mask.start=0")  # all that is masked

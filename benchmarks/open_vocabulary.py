@@ -26,13 +26,13 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from djepa_mm.checkpoint import checkpoints, read_state
-from djepa_mm.data.ljspeech import LJSpeechConfig
+from djepa_mm.data.sources.ljspeech import LJSpeechConfig
 from djepa_mm.errors import UserError
 from djepa_mm.evaluate.speech import evaluate_recordings, evaluate_speech
 from djepa_mm.evaluate.words import recogniser
-from djepa_mm.generate import Generation, with_sampling
-from djepa_mm.recipe import load_recipe
+from djepa_mm.generation.pipeline import Generation, with_sampling
+from djepa_mm.recipe.schema import load_recipe
+from djepa_mm.runs.checkpoint import checkpoints, read_state
 from djepa_mm.tokenizers.mel import Mel
 
 EARLIER = 30  # sentences for checkpoints that are not the last

@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from djepa_mm.checkpoint import find_checkpoint, read_state
 from djepa_mm.evaluate.speech import evaluate_recordings, evaluate_speech, spoken_words
 from djepa_mm.evaluate.words import SentenceRecogniser, known_words
-from djepa_mm.generate import Generation
+from djepa_mm.generation.pipeline import Generation
+from djepa_mm.runs.checkpoint import find_checkpoint, read_state
 from djepa_mm.tokenizers.mel import Mel
 from djepa_mm.types import Source
 

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from djepa_mm.data.spoken_digits import WORDS
-from djepa_mm.edit import replace_span, run_edits
+from djepa_mm.data.sources.spoken_digits import WORDS
 from djepa_mm.evaluate.words import GrammarRecogniser
-from djepa_mm.generate import Generation, Request
+from djepa_mm.generation.edit import replace_span, run_edits
+from djepa_mm.generation.pipeline import Generation, Request
 
 MARGIN_FRAMES = 3
 

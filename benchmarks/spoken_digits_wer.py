@@ -23,11 +23,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from djepa_mm.checkpoint import checkpoints, read_state
-from djepa_mm.data.spoken_digits import WORDS, speak, unseen_strings
+from djepa_mm.data.sources.spoken_digits import WORDS, speak, unseen_strings
 from djepa_mm.evaluate.words import GrammarRecogniser, normalise, word_error_rate
-from djepa_mm.generate import Generation
-from djepa_mm.recipe import load_recipe
+from djepa_mm.generation.pipeline import Generation
+from djepa_mm.recipe.schema import load_recipe
+from djepa_mm.runs.checkpoint import checkpoints, read_state
 
 TABLE = (
     *("sample.steps=8", "sample.steps=32", "head.steps=8", "head.steps=32"),

@@ -25,11 +25,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from djepa_mm.build import build_model
-from djepa_mm.conditions import class_condition
-from djepa_mm.masking import reveal_schedule
-from djepa_mm.recipe import load_recipe
-from djepa_mm.sampler import Sampler
+from djepa_mm.conditions.text import class_condition
+from djepa_mm.core.masking import reveal_schedule
+from djepa_mm.core.sampler import Sampler
+from djepa_mm.recipe.build import build_model
+from djepa_mm.recipe.schema import load_recipe
 from djepa_mm.types import TokenBatch
 
 SIDES = {256: (32, 32), 512: (32, 64), 1024: (64, 64), 2048: (64, 128), 4096: (128, 128)}  # pixels, by tokens

@@ -24,14 +24,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from djepa_mm.checkpoint import find_checkpoint, read_state
 from djepa_mm.evaluate.distance import stft_distance
 from djepa_mm.evaluate.words import known_words, normalise, recogniser, word_error_rate
+from djepa_mm.runs.checkpoint import find_checkpoint, read_state
+from djepa_mm.speech.vocoders.fourier import load_fourier
+from djepa_mm.speech.vocoders.griffin_lim import GriffinLimConfig
 from djepa_mm.tokenizers.mel import MelConfig
-from djepa_mm.train_vocoder import load_vocoder_recipe
+from djepa_mm.training.vocoder import load_vocoder_recipe
 from djepa_mm.types import Source
-from djepa_mm.vocoders.fourier import load_fourier
-from djepa_mm.vocoders.griffin_lim import GriffinLimConfig
 
 
 def main() -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from djepa_mm.build import Conditions, build_model
-from djepa_mm.conditions import ClassConditioner, Pace, TextConditioner, class_condition, text_condition
-from djepa_mm.djepa import DJEPA, Positions, Size
-from djepa_mm.generate import Generation
-from djepa_mm.heads.flow import FlowHead
-from djepa_mm.nn.blocks import Streams
-from djepa_mm.recipe import load_recipe
+from djepa_mm.conditions.text import ClassConditioner, Pace, TextConditioner, class_condition, text_condition
+from djepa_mm.core.djepa import DJEPA, Positions, Size
+from djepa_mm.core.heads.flow import FlowHead
+from djepa_mm.core.nn.blocks import Streams
+from djepa_mm.generation.pipeline import Generation
+from djepa_mm.recipe.build import Conditions, build_model
+from djepa_mm.recipe.schema import load_recipe
 from djepa_mm.types import MediaSpec, TokenBatch
 
 GRID = (1, 3, 4)

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from support import PACKAGE
 
-from djepa_mm.djepa import DJEPA
-from djepa_mm.generate import Generation
-from djepa_mm.recipe import load_recipe, schema_class
-from djepa_mm.train import Trainer, train
+from djepa_mm.core.djepa import DJEPA
+from djepa_mm.generation.pipeline import Generation
+from djepa_mm.recipe.schema import load_recipe, schema_class
+from djepa_mm.training.loop import Trainer, train
 
-PACKAGE = Path(__file__).parents[1] / "djepa_mm"
 SMALL = [
     "model.width=64", "model.depth=1", "model.heads=2", "head.width=32", "head.blocks=1", "head.steps=2",
     "batch.size=4", "sample.steps=3", "run.samples=2", "run.sample_every=null", "optim.steps=3", "optim.minutes=null",

@@ -9,8 +9,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "djepa_mm"
+from support import PACKAGE, ROOT
 
 # An import goes to the same floor or down. `data`, `tokenizers` and `vocoders` hold one floor each.
 FLOORS = (
@@ -57,14 +56,14 @@ def test_imports_go_down_only() -> None:
 def test_doctor_runs_where_libraries_are_missing() -> None:
     """It is there to name them, so it must not import them."""
     missing = ("einops", "pydantic", "safetensors", "diffusers", "torchaudio", "soundfile", "PIL")
-    code = f"import sys; sys.modules.update(dict.fromkeys({missing})); import djepa_mm.doctor as d; d.examine()"
+    code = f"import sys; sys.modules.update(dict.fromkeys({missing})); import djepa_mm.cli.doctor as d; d.examine()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_tokenizers_see_only_types_media_files_and_vocoders() -> None:
     for path in sorted((ROOT / "tokenizers").glob("*.py")):
-        seen = {name for name in imports(path) if not name.startswith("djepa_mm.vocoders")}
-        assert seen <= {"djepa_mm.types", "djepa_mm.media"}, path.name
+        seen = {name for name in imports(path) if not name.startswith("djepa_mm.speech.vocoders")}
+        assert seen <= {"djepa_mm.types", "djepa_mm.media.files"}, path.name
 
 
 def test_core_names_no_modality() -> None:

@@ -18,7 +18,7 @@ from pydantic import Field, PositiveInt
 from safetensors import SafetensorError
 from torch import Tensor
 
-from djepa_mm.media import read_picture
+from djepa_mm.media.files import read_picture
 from djepa_mm.types import Config, MediaSpec, UserError
 
 PREVIEW_PIXELS = 64  # pictures smaller than this are enlarged to be looked at

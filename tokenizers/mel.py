@@ -18,9 +18,9 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional
 
+from djepa_mm.speech.vocoders import GRIFFIN_LIM, AnyVocoder
+from djepa_mm.speech.vocoders.convention import MelConvention
 from djepa_mm.types import Config, MediaSpec, UserError
-from djepa_mm.vocoders import GRIFFIN_LIM, AnyVocoder
-from djepa_mm.vocoders.convention import MelConvention
 
 N_FFT = 1024
 HOP_SAMPLES = 256

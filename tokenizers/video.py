@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
-from djepa_mm.media import ANIMATIONS, pictures, read_clip, write_clip
+from djepa_mm.media.files import ANIMATIONS, pictures, read_clip, write_clip
 from djepa_mm.types import Config, MediaSpec, UserError
 
 PREVIEW_FRAMES = 8  # most on a contact sheet, in rows of four

@@ -6,9 +6,9 @@ from collections import Counter
 
 from rich.table import Table
 
-from djepa_mm.build import Conditions
-from djepa_mm.data.loading import Corpus
-from djepa_mm.recipe import Recipe
+from djepa_mm.data.corpus import Corpus
+from djepa_mm.recipe.build import Conditions
+from djepa_mm.recipe.schema import Recipe
 from djepa_mm.types import Progress
 
 

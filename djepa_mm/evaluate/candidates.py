@@ -10,7 +10,7 @@ from torch import Tensor
 
 from djepa_mm.evaluate.speech import spoken_words
 from djepa_mm.evaluate.words import GrammarRecogniser, Recogniser, recogniser, word_errors
-from djepa_mm.generate import Generation, Request
+from djepa_mm.generation.pipeline import Generation, Request
 from djepa_mm.types import UserError
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from djepa_mm.speech.vocoders.losses import RESOLUTIONS, magnitude, spectral_loss
 from djepa_mm.types import UserError
-from djepa_mm.vocoders.losses import RESOLUTIONS, magnitude, spectral_loss
 
 CEPSTRAL_COEFFICIENTS = 13  # from 1: coefficient 0 is the loudness
 DECIBELS = 10 / math.log(10) * math.sqrt(2)

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from djepa_mm.checkpoint import find_checkpoint
+from djepa_mm.core.sampler import Sampler
 from djepa_mm.evaluate.candidates import recogniser_for
 from djepa_mm.evaluate.features import EMBEDDED, extractor_for, train_classifier
 from djepa_mm.evaluate.speech import evaluate_speech
 from djepa_mm.evaluate.visual import evaluate_visual, first_frames, learned, read_items, spread
-from djepa_mm.generate import Generation
-from djepa_mm.sampler import Sampler
+from djepa_mm.generation.pipeline import Generation
+from djepa_mm.runs.checkpoint import find_checkpoint
 from djepa_mm.types import Progress, Source, UserError
 
 SPEECH_COUNT, VISUAL_COUNT = 100, 200  # items, where nothing else is asked for

@@ -10,11 +10,11 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from djepa_mm.core.sampler import Sampler
 from djepa_mm.evaluate.distance import mel_cepstral_distortion, stft_distance
 from djepa_mm.evaluate.words import Recogniser, normalise, word_error_rate, word_errors
-from djepa_mm.generate import Generation
-from djepa_mm.sampler import Sampler
-from djepa_mm.text import normalize as written_out
+from djepa_mm.generation.pipeline import Generation
+from djepa_mm.speech.english import normalize as written_out
 from djepa_mm.tokenizers.mel import Mel
 from djepa_mm.types import Progress, UserError
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import TypedDict
 
-from djepa_mm.data.loading import ReadsAhead
-from djepa_mm.edit import given_frames, run_edits
+from djepa_mm.core.sampler import Sampler
+from djepa_mm.data.corpus import ReadsAhead
 from djepa_mm.evaluate.distance import psnr_db, ssim
 from djepa_mm.evaluate.features import Extractor, FrameClassifier, features
 from djepa_mm.evaluate.frechet import frechet_distance
-from djepa_mm.generate import Generation, Request
-from djepa_mm.sampler import Sampler
+from djepa_mm.generation.edit import given_frames, run_edits
+from djepa_mm.generation.pipeline import Generation, Request
 from djepa_mm.types import BrokenItem, Item, Progress, Source, UserError
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from djepa_mm.data.spoken_digits import speak
+from djepa_mm.data.sources.spoken_digits import speak
 from djepa_mm.evaluate.distance import mel_cepstral_distortion, stft_distance
-from djepa_mm.recipe import load_recipe
+from djepa_mm.recipe.schema import load_recipe
 from djepa_mm.tokenizers.mel import Mel
 from djepa_mm.types import UserError
 

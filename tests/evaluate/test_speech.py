@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from djepa_mm.data.spoken_digits import WORDS, speak
+from djepa_mm.data.sources.spoken_digits import WORDS, speak
 from djepa_mm.evaluate.speech import evaluate_recordings, evaluate_speech, spoken_words
 from djepa_mm.evaluate.words import GrammarRecogniser
-from djepa_mm.generate import Generation
-from djepa_mm.recipe import load_recipe
-from djepa_mm.train import train
+from djepa_mm.generation.pipeline import Generation
+from djepa_mm.recipe.schema import load_recipe
+from djepa_mm.training.loop import train
 from djepa_mm.types import UserError
 
 TEXTS = ["Three one zero", "nine six"]

@@ -16,9 +16,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from djepa_mm.cli import main
-from djepa_mm.data.digits import Digits, load_digits
-from djepa_mm.data.moving_digits import MovingDigitsConfig, moving_digits
-from djepa_mm.edit import Edit
+from djepa_mm.data.sources.digits import Digits, load_digits
+from djepa_mm.data.sources.moving_digits import MovingDigitsConfig, moving_digits
 from djepa_mm.evaluate import visual
 from djepa_mm.evaluate.distance import psnr_db, ssim
 from djepa_mm.evaluate.features import (
@@ -32,10 +31,11 @@ from djepa_mm.evaluate.features import (
 from djepa_mm.evaluate.frechet import frechet_distance
 from djepa_mm.evaluate.report import evaluate_run, report
 from djepa_mm.evaluate.visual import evaluate_visual, first_frames, floor, learned, predict, read_items, spread
-from djepa_mm.generate import Generation
-from djepa_mm.recipe import load_recipe
+from djepa_mm.generation.edit import Edit
+from djepa_mm.generation.pipeline import Generation
+from djepa_mm.recipe.schema import load_recipe
 from djepa_mm.tokenizers.video import ClipPatchesConfig, ClipVAEConfig
-from djepa_mm.train import train
+from djepa_mm.training.loop import train
 from djepa_mm.types import BrokenItem, Item, UserError
 
 pytest.importorskip("sklearn")

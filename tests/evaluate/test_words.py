@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from djepa_mm.data.spoken_digits import VOICE, WORDS
-from djepa_mm.data.spoken_digits import speak as speak_digits
-from djepa_mm.espeak import speak
+from djepa_mm.data.sources.spoken_digits import VOICE, WORDS
+from djepa_mm.data.sources.spoken_digits import speak as speak_digits
 from djepa_mm.evaluate.words import (
     GrammarRecogniser,
     LanguageModelRecogniser,
@@ -23,7 +22,8 @@ from djepa_mm.evaluate.words import (
     word_error_rate,
     word_errors,
 )
-from djepa_mm.recipe import load_recipe
+from djepa_mm.recipe.schema import load_recipe
+from djepa_mm.speech.espeak import speak
 from djepa_mm.types import UserError
 
 RATE_HZ = 22050

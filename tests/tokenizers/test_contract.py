@@ -14,10 +14,10 @@ import soundfile
 import torch
 from torch import Tensor
 
-import djepa_mm
+from djepa_mm.layout import part_folder
 from djepa_mm.types import Config, MediaSpec, Tokenizer, UserError
 
-FOLDER = Path(djepa_mm.__file__).parent / "tokenizers"
+FOLDER = part_folder("tokenizers")
 CONFIGS = [
     value
     for path in sorted(FOLDER.glob("*.py"))

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import SHARED
 
-from djepa_mm.media import probe_clip, read_clip, write_clip
+from djepa_mm.media.files import probe_clip, read_clip, write_clip
 from djepa_mm.tokenizers.video import ClipPatches, ClipPatchesConfig, ClipVAE, ClipVAEConfig
 from djepa_mm.types import UserError
 
 pytest.importorskip("av")
 
-CLIPS = Path(__file__).parents[3] / "shared" / "data" / "video" / "clips"
+CLIPS = SHARED / "data" / "video" / "clips"
 MEAN, STD = [0.1, 0.2, -0.3, 0.4], [1.0, 2.0, 3.0, 4.0]  # of latents
 
 

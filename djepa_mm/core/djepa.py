@@ -1,0 +1,299 @@
+"""D-JEPA: Denoising with a Joint-Embedding Predictive Architecture (Chen et al. 2024).
+
+A context encoder φ sees the visible tokens and the condition, a predictor γ gives a feature z_i for every masked
+place, a head learns p(x_i | z_i); the target encoder φ̄, an EMA of φ, sees everything and gives the targets g_i.
+
+B batch, N tokens, C token channels, D model width, V visible tokens, L condition tokens, M masked tokens of the batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from djepa_mm.conditions.text import ConditionTokens
+from djepa_mm.core.averaging import update_average
+from djepa_mm.core.masking import Mask, MaskRatio, Order, draw_mask
+from djepa_mm.core.nn.blocks import Streams, Transformer, xavier_init
+from djepa_mm.core.nn.positions import LearnedPositions, RotaryPositions
+from djepa_mm.types import Condition, Head, TokenBatch
+
+
+class Conditioner(Protocol):
+    def __call__(self, condition: Condition, dropped: Tensor) -> ConditionTokens: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """Size of the context encoder, and likewise of the predictor."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    streams: Streams = "one"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Positions:
+    """How tokens know their place: a learned table over `grid`, rotary angles on `axes`, or both."""
+
+    grid: tuple[int, int, int] | None = None
+    axes: tuple[str, ...] | None = None
+    rotary_base: float = 10_000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """Means over the batch's masked tokens; `total` weighs and adds the two."""
+
+    total: Tensor
+    generation: Tensor
+    prediction: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Context features and the places that they belong to."""
+
+    condition: ConditionTokens
+    features: Tensor  # (B, L + V, D), condition first
+    index: Tensor  # (B, V) places of the visible tokens among the N, visible ones first
+    valid: Tensor  # (B, V) bool, False on padding
+
+
+class Stack(nn.Module):
+    """A transformer and its own positions."""
+
+    def __init__(self, size: Size, positions: Positions) -> None:
+        super().__init__()
+        self.learned = LearnedPositions(positions.grid, size.width) if positions.grid else None
+        self.rotary = None
+        if positions.axes:
+            self.rotary = RotaryPositions(size.width // size.heads, positions.axes, positions.rotary_base)
+        self.transformer = Transformer(**dataclasses.asdict(size))
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Add learned positions (B, S, 3) to tokens (B, S, D), where they are learned."""
+        return x if self.learned is None else x + self.learned(positions)
+
+    def run(self, condition: ConditionTokens, lead: Tensor, x: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
+        """Condition tokens `lead` (B, L, D), then x (B, S, D), through the blocks -> (B, L + S, D)."""
+        valid = torch.cat([condition.valid, valid], dim=1)
+        rotary = None
+        if self.rotary is not None:
+            rotary = self.rotary(torch.cat([condition.positions, positions], dim=1))
+        x = torch.cat([lead, x], dim=1)
+        return self.transformer(x, lead.shape[1], None if bool(valid.all()) else valid, rotary)
+
+
+class ContextEncoder(nn.Module):
+    """φ: Linear(C→D) + positions of the visible tokens, behind the condition tokens; LayerNorm; blocks; LayerNorm."""
+
+    def __init__(self, token_dim: int, size: Size, positions: Positions) -> None:
+        super().__init__()
+        self.input = nn.Linear(token_dim, size.width)
+        self.input_norm = nn.LayerNorm(size.width, eps=1e-6)
+        self.stack = Stack(size, positions)
+        self.input.apply(xavier_init)
+
+    def forward(self, tokens: Tensor, positions: Tensor, visible: Tensor, condition: ConditionTokens) -> Context:
+        """tokens (B, N, C), positions (B, N, 3), visible (B, N) bool; hidden tokens are never looked at."""
+        index = first(visible)  # (B, V)
+        valid = visible.gather(1, index)
+        tokens, positions = gather(tokens, index), gather(positions, index)
+        x = self.stack.embed(self.input(tokens * valid[..., None]), positions)  # (B, V, D)
+        lead = self.input_norm(condition.tokens.to(x.dtype))
+        features = self.stack.run(condition, lead, self.input_norm(x), positions, valid)
+        return Context(condition=condition, features=features, index=index, valid=valid)
+
+
+class Predictor(nn.Module):
+    """γ: context features at their places, a mask token at all others, + positions; blocks; LayerNorm."""
+
+    def __init__(self, size: Size, positions: Positions) -> None:
+        super().__init__()
+        self.input = nn.Linear(size.width, size.width)
+        self.mask_token = nn.Parameter(torch.empty(size.width))
+        self.stack = Stack(size, positions)
+        self.input.apply(xavier_init)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, context: Context, positions: Tensor, valid: Tensor) -> Tensor:
+        """positions (B, N, 3), valid (B, N) bool, False on padding -> features of all places (B, N, D)."""
+        features = self.input(context.features)  # (B, L + V, D)
+        length = context.condition.tokens.shape[1]
+        x = scatter(features[:, length:], context, self.mask_token, positions.shape[1])  # (B, N, D)
+        x = self.stack.embed(x, positions)
+        return self.stack.run(context.condition, features[:, :length], x, positions, valid)[:, length:]
+
+
+class Networks(nn.Module):
+    """Everything that is trained and averaged."""
+
+    def __init__(self, *, token_dim: int, size: Size, positions: Positions, conditioner: nn.Module, head: nn.Module):
+        super().__init__()
+        self.conditioner = conditioner
+        self.encoder = ContextEncoder(token_dim, size, positions)
+        self.predictor = Predictor(size, positions)
+        hidden = 4 * size.width
+        self.projector = nn.Sequential(nn.Linear(size.width, hidden), nn.GELU(), nn.Linear(hidden, size.width))
+        self.projector.apply(xavier_init)
+        self.head = head
+
+    def encode(
+        self, tokens: Tensor, positions: Tensor, visible: Tensor, condition: Condition, dropped: Tensor
+    ) -> Context:
+        return self.encoder(tokens, positions, visible, cast(Conditioner, self.conditioner)(condition, dropped))
+
+
+class DJEPA(nn.Module):
+    """The online networks, which are trained, and their averages, which give the targets and the samples.
+
+    The method uses one EMA for the target encoder and for the sampling weights, so one copy is kept:
+    `averaged.encoder` is the target encoder.
+
+    mask_orders: what is masked is what such an order would reveal last; of several, one is drawn for each batch.
+    mask_horizon: only so many tokens, those that the order would reveal next, are predicted at once, and what comes
+    after them is not in the sequence at all; None predicts all that is masked, as the paper does.
+    condition_drop: probability that a sample's condition is replaced by the null one, for guidance.
+    """
+
+    def __init__(
+        self,
+        *,
+        token_dim: int,
+        size: Size,
+        positions: Positions,
+        conditioner: nn.Module,
+        head: nn.Module,
+        mask_ratio: MaskRatio | None = None,
+        mask_orders: tuple[Order, ...] = ("random",),
+        mask_horizon: int | None = None,
+        condition_drop: float = 0.1,
+        generation_weight: float = 1.0,
+        prediction_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.token_dim = token_dim
+        self.online = Networks(token_dim=token_dim, size=size, positions=positions, conditioner=conditioner, head=head)
+        self.averaged = copy.deepcopy(self.online).requires_grad_(False).eval()
+        self.mask_ratio, self.mask_orders = mask_ratio or MaskRatio(), mask_orders
+        self.mask_horizon = mask_horizon
+        self.condition_drop = condition_drop
+        self.generation_weight, self.prediction_weight = generation_weight, prediction_weight
+
+    def train(self, mode: bool = True) -> DJEPA:
+        """The averages always stay in evaluation mode."""
+        super().train(mode)
+        self.averaged.eval()
+        return self
+
+    @property
+    def head(self) -> Head:
+        """The averaged head, which samples."""
+        return cast(Head, self.averaged.head)
+
+    def loss(self, batch: TokenBatch, generator: torch.Generator) -> Losses:
+        """Draw a mask, then L = w_d · L_d + w_p · L_p over the masked tokens (D-JEPA eq. 4–6)."""
+        mask = self._draw_mask(batch, generator)
+        if self.mask_horizon is not None:
+            batch, mask = within_horizon(batch, mask)
+        masked = mask.masked
+        dropped = torch.rand(len(masked), generator=generator, device=generator.device) < self.condition_drop
+        dropped = dropped.to(masked.device)
+        context = self.online.encode(batch.tokens, batch.positions, mask.visible, batch.condition, dropped)
+        z = self.online.predictor(context, batch.positions, batch.valid)[masked]  # (M, D)
+        generation = cast(Head, self.online.head).loss(z, batch.tokens[masked], generator).mean()
+        prediction = generation.new_zeros(())
+        if self.prediction_weight:
+            target = self.target_features(batch, dropped)[masked].float()  # (M, D)
+            prediction = F.smooth_l1_loss(self.online.projector(z).float(), target, beta=2.0)
+        total = self.generation_weight * generation + self.prediction_weight * prediction
+        return Losses(total=total, generation=generation, prediction=prediction)
+
+    def _draw_mask(self, batch: TokenBatch, generator: torch.Generator) -> Mask:
+        order = self.mask_orders[0]
+        if len(self.mask_orders) > 1:
+            chosen = torch.randint(len(self.mask_orders), (), generator=generator, device=generator.device)
+            order = self.mask_orders[int(chosen)]
+        num_tokens = batch.valid.shape[1]
+        ratio = self.mask_ratio.draw(generator, min(self.mask_horizon or num_tokens, num_tokens) / num_tokens)
+        return draw_mask(batch.valid, ratio, generator, batch.positions, order, self.mask_horizon)
+
+    @torch.no_grad()
+    def target_features(self, batch: TokenBatch, dropped: Tensor) -> Tensor:
+        """g (B, N, D): the target encoder's features with every token visible."""
+        context = self.averaged.encode(batch.tokens, batch.positions, batch.valid, batch.condition, dropped)
+        features = context.features[:, context.condition.tokens.shape[1] :]
+        return scatter(features, context, features.new_zeros(features.shape[-1]), batch.valid.shape[1])
+
+    @torch.no_grad()
+    def features(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        known: Tensor,
+        valid: Tensor,
+        condition: Condition,
+        *,
+        null: bool = False,
+    ) -> Tensor:
+        """z (B, N, D) by the averaged weights, given the known tokens; `null` puts the null condition in place.
+
+        valid: the places that there are; with a horizon, those that are known or come next."""
+        index = first(valid)
+        if index.shape[1] < valid.shape[1]:  # what is not there costs nothing
+            tokens, positions = gather(tokens, index), gather(positions, index)
+            short = self.features(
+                tokens, positions, known.gather(1, index), valid.gather(1, index), condition, null=null
+            )
+            full = short.new_zeros(*valid.shape, short.shape[-1])
+            return full.scatter(1, index[..., None].expand_as(short), short)
+        dropped = torch.full((len(tokens),), null, device=tokens.device)
+        context = self.averaged.encode(tokens, positions, known, condition, dropped)
+        return self.averaged.predictor(context, positions, valid)
+
+    def update_average(self, decay: float) -> None:
+        """Move the averages (and with them the target encoder) towards the online weights; after each step."""
+        update_average(self.averaged, self.online, decay)
+
+
+def within_horizon(batch: TokenBatch, mask: Mask) -> tuple[TokenBatch, Mask]:
+    """The batch and its mask without the tokens that are neither visible nor to be predicted."""
+    kept = mask.visible | mask.masked
+    index = first(kept)  # (B, K)
+    batch = dataclasses.replace(
+        batch,
+        tokens=gather(batch.tokens, index),
+        positions=gather(batch.positions, index),
+        valid=kept.gather(1, index),
+    )
+    return batch, Mask(mask.visible.gather(1, index), mask.masked.gather(1, index))
+
+
+def first(chosen: Tensor) -> Tensor:
+    """(B, N) bool -> (B, V) places of the chosen ones, in their order; V is the most that a row has, and rows with
+    fewer are filled up with places that are not chosen."""
+    return (~chosen).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(chosen.sum(1).max())]
+
+
+def gather(x: Tensor, index: Tensor) -> Tensor:
+    """x (B, N, E) at places index (B, V) -> (B, V, E)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def scatter(features: Tensor, context: Context, fill: Tensor, num_tokens: int) -> Tensor:
+    """Features of visible tokens (B, V, D) back at their places, `fill` (D,) at all others -> (B, N, D)."""
+    batch, _, width = features.shape
+    # padding among the visible goes to a place behind the last, which is cut off
+    index = context.index.masked_fill(~context.valid, num_tokens)[..., None].expand(-1, -1, width)
+    full = fill.to(features.dtype).expand(batch, num_tokens + 1, width)
+    return full.scatter(1, index, features)[:, :num_tokens]

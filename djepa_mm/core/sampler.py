@@ -1,0 +1,113 @@
+"""Generalised next-token prediction: the masked autoregressive sampler (D-JEPA, algorithm 1).
+
+B batch, N tokens, C token channels, D model width, T steps, M tokens revealed in a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from djepa_mm.core.djepa import DJEPA
+from djepa_mm.core.masking import Order, Schedule, reveal_keys, reveal_schedule
+from djepa_mm.types import Condition, Progress
+
+GuidanceSchedule = Literal["constant", "linear"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampler:
+    """How to sample. The head's own steps are the head's matter.
+
+    steps: T. guidance: s, 1 is none. guidance_schedule: `constant`, or `linear`: s_n = 1 + (s − 1) · (share known
+    after step n). temperature: scales the head's noise. order: in which the places are revealed. schedule: how many
+    of them in each step. horizon: how many places the predictor fills in at once, as in training; None is all of them.
+    """
+
+    steps: int = 64
+    guidance: float = 1.0
+    guidance_schedule: GuidanceSchedule = "linear"
+    temperature: float = 1.0
+    order: Order = "random"
+    schedule: Schedule = "cosine"
+    horizon: int | None = None
+
+    @torch.no_grad()
+    def sample(
+        self,
+        model: DJEPA,
+        *,
+        positions: Tensor,
+        valid: Tensor,
+        condition: Condition,
+        generators: Sequence[torch.Generator],
+        tokens: Tensor | None = None,
+        known: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Sample every valid token that is not known -> (B, N, C) fp32; padding is 0.
+
+        positions (B, N, 3), valid (B, N) bool. generators: one a sample, on the CPU, so that a sample's result does
+        not depend on the batch it is in. tokens (B, N, C) with known (B, N) bool: places that stay as they are.
+        """
+        device = positions.device
+        if known is None or tokens is None:
+            known = torch.zeros_like(valid)
+            tokens = torch.zeros(*valid.shape, model.token_dim, device=device)
+        tokens, known = tokens.float() * known[..., None], known & valid
+        free = (valid & ~known).cpu()
+        orders = [self._order(*row) for row in zip(free, positions.cpu(), generators, strict=True)]
+        schedules = [[0, *reveal_schedule(len(order), self.steps, self.schedule)] for order in orders]
+
+        for step in range(self.steps):
+            revealed = [o[s[step] : s[step + 1]] for o, s in zip(orders, schedules, strict=True)]
+            counts = [len(r) for r in revealed]
+            if any(counts):
+                rows = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(device)  # (M,)
+                places = torch.cat(revealed).to(device)  # (M,)
+                there = valid
+                if self.horizon is not None:
+                    there = known.clone()
+                    for n, (order, count) in enumerate(zip(orders, counts, strict=True)):
+                        begin = schedules[n][step]
+                        there[n, order[begin : begin + max(count, self.horizon)].to(device)] = True
+                z = model.features(tokens, positions, known, there, condition)[rows, places]
+                z_null, guidance = None, self._guidance(known, valid, torch.tensor(counts, device=device))[rows, None]
+                if self.guidance != 1:
+                    z_null = model.features(tokens, positions, known, there, condition, null=True)[rows, places]
+                new = model.head.sample(
+                    z,
+                    noise=partial(draw_noise, generators, counts, model.token_dim, device),
+                    z_null=z_null,
+                    guidance=guidance,
+                    temperature=self.temperature,
+                )
+                tokens[rows, places] = new.float()
+                known[rows, places] = True
+            if progress is not None:
+                progress(step + 1, self.steps)
+        return tokens
+
+    def _order(self, free: Tensor, positions: Tensor, generator: torch.Generator) -> Tensor:
+        """free (N,) bool, positions (N, 3) -> the free places in the order in which they are revealed."""
+        places = free.nonzero()[:, 0]
+        return places[reveal_keys(positions[None, places], self.order, generator)[0].argsort(stable=True)]
+
+    def _guidance(self, known: Tensor, valid: Tensor, counts: Tensor) -> Tensor:
+        """(B,) the guidance of this step."""
+        if self.guidance_schedule == "constant":
+            return torch.full(counts.shape, self.guidance, device=counts.device)
+        return 1 + (self.guidance - 1) * (known.sum(1) + counts) / valid.sum(1)
+
+
+def draw_noise(
+    generators: Sequence[torch.Generator], counts: Sequence[int], channels: int, device: torch.device
+) -> Tensor:
+    """Unit normal noise (M, C), each sample's rows from its own generator."""
+    pairs = zip(generators, counts, strict=True)
+    return torch.cat([torch.randn(n, channels, generator=g) for g, n in pairs]).to(device)

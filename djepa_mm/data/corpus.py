@@ -1,0 +1,271 @@
+"""From a corpus to batches of tokens: length buckets, a token budget, broken items skipped and named.
+
+B batch, N tokens, C token channels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from djepa_mm.recipe.schema import BatchConfig
+from djepa_mm.types import BrokenItem, Condition, Item, MediaSpec, Progress, Source, TokenBatch, Tokenizer, UserError
+
+BUCKET_BATCHES = 32  # items of this many batches are sorted by length together
+
+
+class MakeCondition(Protocol):
+    def __call__(self, items: Sequence[Item], num_tokens: Sequence[int]) -> Condition: ...
+
+    def clean(self, text: str | None) -> str | None:
+        """The text as the model knows it. Raises BrokenItem where it cannot be used."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in the data a run stands: the next batch to read."""
+
+    epoch: int = 0
+    batch: int = 0
+
+
+class Corpus:
+    """A source seen through a tokenizer.
+
+    broken: reason by name for every item that could not be read so far.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        make_condition: MakeCondition,
+        config: BatchConfig,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.source, self.tokenizer, self.make_condition = source, tokenizer, make_condition
+        self.config, self.seed, self.device = config, seed, torch.device(device)
+        self.broken: dict[str, str] = {}
+        self.specs: dict[int, MediaSpec] = {}  # by index; broken items are not in it
+        self._cache: dict[int, tuple[Item, Tensor]] = {}
+        for index in range(len(source)):
+            try:
+                make_condition.clean(source.text(index))
+                self.specs[index] = tokenizer.spec_of(source.shape(index))
+            except (BrokenItem, UserError) as error:  # UserError: of a size that the tokenizer cannot take
+                self._report(index, str(error))
+        if not self.specs:
+            raise UserError(f"the corpus has no readable item among {len(source)}: {self._example()}")
+        self._check_share()
+
+    # --- reading
+
+    def read(self, index: int) -> Item | None:
+        """The item, or None where it is broken; the report then names it."""
+        try:
+            return self.source.read(index)
+        except BrokenItem as error:
+            self._report(index, str(error))
+            self._check_share()
+            return None
+
+    def fit_tokenizer(self, most: int = 1000) -> None:
+        """Let the tokenizer learn its statistics from up to `most` items, evenly spread over the corpus."""
+        indices = list(self.specs)
+        indices = indices[:: max(1, len(indices) // most)][:most]
+        items = (self.read(index) for index in indices)
+        self.tokenizer.fit(item.media for item in items if item is not None)
+
+    def fill_cache(self, progress: Progress | None = None) -> None:
+        """Tokenize every item once and keep the tokens."""
+        for done, index in enumerate(self.specs):
+            item = self.read(index)
+            if item is not None:
+                tokens = self.tokenizer.encode(item.media[None].to(self.device))[0].cpu()
+                light = Item(media=torch.empty(0), label=item.label, text=item.text)
+                self._cache[index] = (light, tokens)
+            if progress is not None:
+                progress(done + 1, len(self.specs))
+
+    # --- batches
+
+    def plan(self, epoch: int) -> list[list[int]]:
+        """Indices of every batch of an epoch; the same for the same seed, epoch and corpus."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        indices = list(self.specs)
+        indices = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
+        if len({spec.num_tokens for spec in self.specs.values()}) == 1:
+            batches = self._cut(indices)
+            return batches if len(batches) == 1 or len(batches[-1]) == len(batches[0]) else batches[:-1]
+        bucket = self.config.size * BUCKET_BATCHES
+        batches = []
+        for start in range(0, len(indices), bucket):
+            part = sorted(indices[start : start + bucket], key=lambda i: self.specs[i].num_tokens)
+            batches += self._cut(part)
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def _cut(self, indices: Sequence[int]) -> list[list[int]]:
+        """Cut a list into batches of at most `size` items and `tokens` tokens, padding counted."""
+        batches: list[list[int]] = [[]]
+        longest = 0
+        for index in indices:
+            longest = max(longest, self.specs[index].num_tokens)
+            batch = batches[-1]
+            over = self.config.tokens is not None and longest * (len(batch) + 1) > self.config.tokens
+            if batch and (len(batch) == self.config.size or over):
+                batches.append([index])
+                longest = self.specs[index].num_tokens
+            else:
+                batch.append(index)
+        return batches
+
+    def batches(self, start: Place) -> Iterator[tuple[TokenBatch, Place]]:
+        """Batches without end from a place on, tokens on the device, each with the place that follows it."""
+        epoch, skip = start.epoch, start.batch
+        while True:
+            plan = self.plan(epoch)[skip:]
+            trained = False
+            loader = DataLoader(
+                _Reading(self.source, self._cache),
+                batch_sampler=plan,
+                num_workers=0 if self._cache else self.config.workers,
+                collate_fn=list,
+                generator=torch.Generator(),  # of its own, so that it draws nothing from the run's random state
+            )
+            for number, rows in enumerate(loader, start=skip + 1):
+                batch = self._tokenize(rows)
+                if batch is not None:
+                    trained = True
+                    yield batch, Place(epoch, number)
+            if not trained and skip == 0:
+                raise UserError(f"no item of the corpus can be read: {self._example()}")
+            epoch, skip = epoch + 1, 0
+
+    def _tokenize(self, rows: Sequence[_Row]) -> TokenBatch | None:
+        whole = []
+        for row in rows:
+            if row.item is None:
+                self._report(row.index, row.reason)
+            else:
+                whole.append(row)
+        if len(whole) < len(rows):
+            self._check_share()
+        if not whole:
+            return None
+        encoded: dict[int, Tensor] = {}
+        alike = defaultdict(list)  # rows whose media have one shape are encoded together
+        for n, row in enumerate(whole):
+            if row.tokens is not None:
+                encoded[n] = row.tokens
+            else:
+                alike[tuple(row.media.shape)].append(n)
+        for group in alike.values():
+            stack = torch.stack([whole[n].media for n in group]).to(self.device)
+            encoded.update(zip(group, self.tokenizer.encode(stack), strict=True))
+        tokens = [encoded[n] for n in range(len(whole))]
+        counts = [len(t) for t in tokens]
+        return TokenBatch(
+            tokens=pad_sequence(tokens, batch_first=True),
+            positions=pad_sequence([self.specs[r.index].positions() for r in whole], batch_first=True),
+            valid=torch.arange(max(counts)) < torch.tensor(counts)[:, None],
+            condition=self.make_condition([self._clean(r.item) for r in whole if r.item is not None], counts),
+        )
+
+    def _clean(self, item: Item) -> Item:
+        return replace(item, text=self.make_condition.clean(item.text))
+
+    def texts(self) -> tuple[list[str], list[int]]:
+        """Text and media tokens of every item that has a text."""
+        pairs = [(self.make_condition.clean(self.source.text(i)), s.num_tokens) for i, s in self.specs.items()]
+        whole = [(text, count) for text, count in pairs if text is not None]
+        return [text for text, _ in whole], [count for _, count in whole]
+
+    # --- the report
+
+    def _report(self, index: int, reason: str) -> None:
+        self.broken[self.source.name(index)] = reason
+
+    def _example(self) -> str:
+        return next((f"{name}: {reason}" for name, reason in self.broken.items()), "none is there")
+
+    def _check_share(self) -> None:
+        share = len(self.broken) / len(self.source)
+        if share > self.config.max_broken_share:
+            raise UserError(
+                f"{len(self.broken)} of {len(self.source)} items of the corpus cannot be read ({share:.1%}, more than "
+                f"batch.max_broken_share {self.config.max_broken_share:.1%}), such as {self._example()}. "
+                "Mend them, or go on without them: --set batch.max_broken_share=1"
+            )
+
+    def save_report(self, path: Path) -> None:
+        """JSON: how many items there are, how many were left out and why, and every broken one with its reason."""
+        report = {
+            "items": len(self.source),
+            "left_out": getattr(self.source, "left_out", {}),
+            "broken": len(self.broken),
+            "reasons": self.broken,
+        }
+        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A source that reads several items faster than one after the other."""
+
+    def read_all(self, indices: Sequence[int]) -> Iterable[Item | BrokenItem]:
+        """Each item, or why it cannot be read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What a reading process hands over: a whole item, its cached tokens, or the reason why there is none."""
+
+    index: int
+    item: Item | None = None
+    tokens: Tensor | None = None
+    reason: str = ""
+
+    @property
+    def media(self) -> Tensor:
+        assert self.item is not None
+        return self.item.media
+
+
+class _Reading(Dataset[_Row]):
+    def __init__(self, source: Source, cache: dict[int, tuple[Item, Tensor]]) -> None:
+        self.source, self.cache = source, cache
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, indices: list[int]) -> list[_Row]:
+        """A batch at once: sources that can read ahead do so."""
+        if self.cache or not isinstance(self.source, ReadsAhead):
+            return [self[index] for index in indices]
+        items = self.source.read_all(indices)
+        return [
+            _Row(index, reason=str(item)) if isinstance(item, BrokenItem) else _Row(index, item)
+            for index, item in zip(indices, items, strict=True)
+        ]
+
+    def __getitem__(self, index: int) -> _Row:
+        if index in self.cache:
+            item, tokens = self.cache[index]
+            return _Row(index, item, tokens)
+        try:
+            return _Row(index, self.source.read(index))
+        except BrokenItem as error:
+            return _Row(index, reason=str(error))

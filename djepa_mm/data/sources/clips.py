@@ -1,0 +1,253 @@
+"""A folder of video files, one subfolder for each class."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+
+from djepa_mm.data.video.reader import Header, VideoReader, Wanted
+from djepa_mm.types import BrokenItem, Item, SourceConfig, UserError
+
+LUMA = torch.tensor([0.299, 0.587, 0.114]).reshape(3, 1, 1, 1)  # of red, green and blue, ITU-R BT.601
+SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
+
+
+class VideoConfig(SourceConfig):
+    """What sources of video files have in common."""
+
+    frames: PositiveInt | None = 16
+    """Frames of an item, n; null takes all frames of a video, whatever their number."""
+    size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None
+    """Height and width: the largest centred part of that shape is cut out and resized; null takes it as it is."""
+    multiple_of: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)] = (1, 1, 1)
+    """Where frames, height and width are the video's own, they are cut to multiples of these: the tokenizer's patch."""
+    channels: Literal[1, 3] = 3
+    """1 makes clips grey."""
+    frame_rate: PositiveFloat | None = None
+    """Frames a second that videos are resampled to, by repeating or dropping; their own where it is not given."""
+    stride: PositiveInt = 1
+    """Every how manyth frame is taken, after resampling."""
+    window: Literal["middle", "random", "all"] = "middle"
+    """Which n frames of a longer video: those in the middle; any, anew each time it is read; or one item for each
+    window that follows another."""
+    reader: Literal["auto", "decord", "pyav"] = "auto"
+    """auto: decord where it is installed and can read the file, else PyAV, which reads headers in any case."""
+    decode_timeout_s: PositiveFloat = 10.0
+    """A file that takes longer is broken."""
+    max_side: PositiveInt = 4096
+    """A file with more pixels than this on a side is broken."""
+    max_frames: PositiveInt = 100_000
+    """A file with more frames is broken."""
+    max_duration_s: PositiveFloat = 600.0
+    """A file that lasts longer is broken."""
+
+
+class ClipsConfig(VideoConfig):
+    """Videos in class folders, or straight in the root where there are no classes."""
+
+    source: Literal["clips"]
+    root: str
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the moments kept for evaluation, by their names."""
+    moment: str = ".*"
+    """Pattern in a file's name (no suffix) whose groups, or else all of it, name its moment: several crops of one
+    moment are never on both sides."""
+    split: Literal["train", "held-out"] = "train"
+    """Which side of `held_out` to read."""
+
+    @field_validator("moment")
+    @classmethod
+    def _check(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"not a regular expression ({error}): {pattern!r}") from error
+        return pattern
+
+    def build(self) -> Clips:
+        root = Path(self.root).expanduser()
+        files = find_videos(root, "data.root")
+        kept = [file for file in files if self._is_held_out(file) == (self.split == "held-out")]
+        if not kept:
+            raise UserError(
+                f"data.root: no video of {self.root!r} is on the side {self.split!r} "
+                f"of data.held_out {self.held_out:g}; choose a larger share"
+            )
+        classes = sorted({file.parts[0] for file in files if len(file.parts) > 1})
+        return Clips(self, root, kept, [file.parts[0] if classes else None for file in kept], tuple(classes))
+
+    def build_held_out(self) -> Clips | None:
+        return self.model_copy(update={"split": "held-out"}).build() if self.held_out else None
+
+    def _is_held_out(self, file: Path) -> bool:
+        found = re.search(self.moment, file.stem)
+        moment = file.stem if found is None else "/".join(g or "" for g in found.groups()) or found[0]
+        digest = hashlib.sha1(f"held out? {file.parent.as_posix()}/{moment}".encode()).hexdigest()
+        return int(digest, 16) % 1000 < self.held_out * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Frames of a file: one item."""
+
+    file: int
+    first: int | None = None  # frame number; None where it is drawn at random
+    number: int | None = None  # among the file's windows, where all of them are items
+
+
+class Clips:
+    """Headers are read once, here. Broken files stay in the list and say so when they are asked for."""
+
+    sample_rate_hz = None
+
+    def __init__(
+        self,
+        config: VideoConfig,
+        root: Path,
+        files: list[Path],
+        labels: list[str | None],
+        classes: tuple[str, ...],
+    ) -> None:
+        """files: relative to `root`, each with the name of its class, if it has one."""
+        self.config, self.root, self.files, self.classes = config, root, files, classes
+        self.labels = [None if name is None else classes.index(name) for name in labels]
+        self.reader = VideoReader(config.reader, config.decode_timeout_s)
+        self.headers: list[Header | None] = []
+        self.broken: dict[int, str] = {}  # why a file cannot be used, by its index in `files`
+        self.windows: list[_Window] = []
+        for number, file in enumerate(files):
+            header = None
+            try:
+                header = self.reader.header(root / file)
+                firsts = self._firsts(header)
+            except BrokenItem as error:
+                self.broken[number] = str(error)
+                firsts = [None]
+            self.headers.append(header)
+            many = config.window == "all" and len(firsts) > 1
+            self.windows += [_Window(number, first, n if many else None) for n, first in enumerate(firsts)]
+        if len(self.broken) == len(files):
+            raise UserError(f"data.root: no usable video in {str(root)!r}, such as {files[0]}: {self.broken[0]}")
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def name(self, index: int) -> str:
+        window = self.windows[index]
+        path = self.files[window.file].as_posix()
+        return path if window.number is None else f"{path} window {window.number}"
+
+    def text(self, index: int) -> str | None:
+        return None
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        """(C, T, H, W)."""
+        file = self.windows[index].file
+        header = self.headers[file]
+        if header is None or file in self.broken:
+            raise BrokenItem(self.broken[file])
+        return (self.config.channels, len(self._offsets(header)), *self._size(header))
+
+    def read(self, index: int) -> Item:
+        (item,) = self.read_all([index])
+        if isinstance(item, BrokenItem):
+            raise item
+        return item
+
+    def read_all(self, indices: Iterable[int]) -> Iterator[Item | BrokenItem]:
+        """Many items in turn, or why one cannot be read. While one is being used, the next ones are decoded."""
+        indices = list(indices)
+        wanted = [self._wanted(index) for index in indices]
+        whole = [one for one in wanted if isinstance(one, Wanted)]
+        for index, this in zip(indices, wanted, strict=True):
+            if isinstance(this, BrokenItem):
+                yield this
+                continue
+            whole = whole[1:]
+            try:
+                media = self.reader.frames(this, whole)
+            except BrokenItem as error:
+                yield error
+            else:
+                if self.config.channels == 1:
+                    media = (media * LUMA).sum(0, keepdim=True)
+                yield Item(media=media, label=self.labels[self.windows[index].file])
+
+    def _wanted(self, index: int) -> Wanted | BrokenItem:
+        """What to ask the reader for."""
+        window = self.windows[index]
+        header = self.headers[window.file]
+        if header is None or window.file in self.broken:
+            return BrokenItem(self.broken[window.file])
+        offsets = self._offsets(header)
+        first = window.first
+        if first is None:
+            first = int(torch.randint(header.frames - offsets[-1], ()))
+        path = self.root / self.files[window.file]
+        return Wanted(path=path, indices=tuple(first + offset for offset in offsets), size=self._size(header))
+
+    def _size(self, header: Header) -> tuple[int, int]:
+        """Height and width of a file's items."""
+        if self.config.size is not None:
+            return self.config.size
+        _, rows, columns = self.config.multiple_of
+        return header.height - header.height % rows, header.width - header.width % columns
+
+    def _offsets(self, header: Header) -> list[int]:
+        """Frame numbers of an item, from its first frame on, in frames of the file."""
+        count, step = self.config.frames, self._step(header)
+        if count is None:
+            count = math.ceil((header.frames - 0.5) / step)  # all that lie inside, rounded as below
+            count = max(1, count // self.config.multiple_of[0]) * self.config.multiple_of[0]
+        return [int(k * step + 0.5) for k in range(count)]
+
+    def _step(self, header: Header) -> float:
+        """Frames of the file from one frame of an item to the next."""
+        rate = self.config.frame_rate
+        return self.config.stride * (1.0 if rate is None else header.frame_rate / rate)
+
+    def _firsts(self, header: Header) -> list[int | None]:
+        """First frames of a file's items; None where it is drawn later. Raises BrokenItem."""
+        config = self.config
+        if max(header.height, header.width) > config.max_side:
+            raise BrokenItem(f"{header.width}×{header.height} pixels, more than data.max_side {config.max_side}")
+        if header.frames > config.max_frames:
+            raise BrokenItem(f"{header.frames} frames, more than data.max_frames {config.max_frames}")
+        if header.duration_s > config.max_duration_s:
+            raise BrokenItem(f"{header.duration_s:.0f} s, more than data.max_duration_s {config.max_duration_s:g}")
+        rest = header.frames - 1 - self._offsets(header)[-1]
+        if rest < 0:
+            needed = header.frames - rest
+            raise BrokenItem(
+                f"too short: {header.frames} frames at {header.frame_rate:g} a second, {needed} are needed"
+            )
+        if not all(self._size(header)):
+            raise BrokenItem(f"{header.width}×{header.height} pixels, less than data.multiple_of")
+        if config.frames is None:
+            return [0]
+        if config.window == "random":
+            return [None]
+        if config.window == "middle":
+            return [rest // 2]
+        return list(range(0, rest + 1, max(1, round(config.frames * self._step(header)))))
+
+
+def find_videos(root: Path, field: str) -> list[Path]:
+    """Video files below a folder, relative to it, in order; where there are class folders, only those in them.
+
+    Raises UserError that names the recipe's `field`."""
+    if not root.is_dir():
+        raise UserError(f"{field}: no folder at {str(root)!r}; give a folder of videos or of class folders")
+    found = sorted(p.relative_to(root) for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
+    files = [file for file in found if len(file.parts) > 1] or found
+    if not files:
+        raise UserError(f"{field}: no videos in {str(root)!r}; it takes {', '.join(SUFFIXES)}")
+    return files

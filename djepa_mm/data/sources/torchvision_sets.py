@@ -1,0 +1,64 @@
+"""The small classics that torchvision knows how to fetch; their training halves."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from djepa_mm.data.sources.image_folder import to_media
+from djepa_mm.types import Item, Progress, SourceConfig, UserError
+
+CLASS_NAMES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+
+
+class TorchvisionConfig(SourceConfig):
+    """MNIST and Fashion-MNIST (grey), CIFAR-10 and CIFAR-100 (colour)."""
+
+    source: Literal["torchvision"]
+    dataset: Literal["mnist", "fashion-mnist", "cifar10", "cifar100"]
+    root: str
+    size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]
+    """Height and width that pictures are resized to."""
+    download: bool = False
+
+    def build(self) -> TorchvisionSet:
+        return TorchvisionSet(self)
+
+    def fetch(self, progress: Progress) -> str:
+        """Download the data set, with torchvision's own progress bar."""
+        count = len(TorchvisionSet(self.model_copy(update={"download": True})))
+        return f"{self.dataset} is in {self.root}: {count} pictures"
+
+
+class TorchvisionSet:
+    sample_rate_hz = None
+
+    def __init__(self, config: TorchvisionConfig) -> None:
+        from torchvision import datasets
+
+        self.config = config
+        try:
+            self.dataset: Any = getattr(datasets, CLASS_NAMES[config.dataset])(config.root, download=config.download)
+        except (OSError, RuntimeError) as error:
+            fix = "check the network and the disk" if config.download else "fetch it with --set data.download=true"
+            reason = str(error).strip().split("\n")[0].rstrip(".")
+            raise UserError(f"data.root: no {config.dataset} in {config.root!r} ({reason}); {fix}") from error
+        self.channels: Literal[1, 3] = 3 if config.dataset.startswith("cifar") else 1
+        self.classes = tuple(name.split(" - ")[0] for name in self.dataset.classes)  # MNIST's are "7 - seven"
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def name(self, index: int) -> str:
+        return f"{self.config.dataset}/{index}"
+
+    def text(self, index: int) -> str | None:
+        return None
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        return (self.channels, *self.config.size)
+
+    def read(self, index: int) -> Item:
+        image, label = self.dataset[index]
+        return Item(media=to_media(image, self.config.size, self.channels), label=int(label))

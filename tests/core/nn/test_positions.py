@@ -1,0 +1,57 @@
+"""Tables, rotary angles, and the two together."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from djepa_mm.core.nn.positions import RotaryPositions, rotate
+from djepa_mm.errors import UserError
+from djepa_mm.recipe.build import build_model
+from djepa_mm.recipe.schema import load_recipe
+
+
+def test_rotary_scores_depend_on_the_distance_alone() -> None:
+    torch.manual_seed(0)
+    rotary = RotaryPositions(12, ("t", "h", "w"))
+    q, k = torch.randn(2, 1, 1, 1, 12).unbind(0)
+    near, far = torch.tensor([[[1.0, 2.0, 0.0]]]), torch.tensor([[[2.0, 0.0, 3.0]]])
+
+    def score(shift: float) -> float:
+        return float((rotate(q, rotary(near + shift)) * rotate(k, rotary(far + shift))).sum())
+
+    assert score(5.0) == pytest.approx(score(0.0), abs=1e-4)
+    assert score(0.0) != pytest.approx(float((q * k).sum()), abs=1e-3)
+
+
+@pytest.mark.parametrize("base", [10_000.0, 8.0])
+def test_rotary_frequencies_end_before_their_base(base: float) -> None:
+    frequencies = RotaryPositions(24, ("t", "h", "w"), base).frequencies
+    own = frequencies[1][frequencies[1] > 0]
+    assert own.tolist() == pytest.approx([base ** (-n / 4) for n in range(4)])
+    assert frequencies.count_nonzero() == 12
+
+
+@pytest.mark.parametrize(("positions", "learned", "rotary"), [
+    ("learned", True, False), ("rotary", False, True), ("both", True, True),
+])  # fmt: skip
+def test_a_recipe_builds_the_positions_that_it_names(positions: str, learned: bool, rotary: bool) -> None:
+    recipe = load_recipe("moving-digits", [f"model.positions={positions}", "model.width=48", "head.width=32"])
+    model = build_model(recipe, recipe.tokenizer.build(), 10)
+    for stack in (model.online.encoder.stack, model.online.predictor.stack):
+        assert (stack.learned is not None) == learned
+        assert (stack.rotary is not None) == rotary
+        if stack.learned is not None:
+            assert len(stack.learned.table) == math.prod((4, 4, 4))
+        if stack.rotary is not None:
+            assert stack.rotary.frequencies[stack.rotary.frequencies > 0].min() >= 1 / recipe.model.rotary_base
+
+
+def test_texts_have_no_table_of_positions() -> None:
+    for positions in ("learned", "both"):
+        with pytest.raises(UserError, match=r"set model\.positions to rotary"):
+            load_recipe("spoken-digits", [f"model.positions={positions}"])
+    with pytest.raises(UserError, match="rotary_base"):
+        load_recipe("moving-digits", ["model.rotary_base=1"])

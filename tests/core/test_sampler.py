@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from djepa_mm.core.djepa import DJEPA
+from djepa_mm.core.sampler import Sampler
+from djepa_mm.types import Condition, TokenBatch
+
+Build = Callable[..., DJEPA]
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def pick(batch: TokenBatch, rows: list[int], count: int | None = None) -> dict[str, object]:
+    """Arguments of `sample` for some rows, cut to `count` tokens."""
+    c = batch.condition
+    condition = Condition(ids=c.ids[rows], valid=c.valid[rows], positions=c.positions[rows])
+    return {"positions": batch.positions[rows, :count], "valid": batch.valid[rows, :count], "condition": condition}
+
+
+class Watched:
+    """A model that remembers what was known at every step."""
+
+    def __init__(self, model: DJEPA) -> None:
+        self.model, self.token_dim, self.head = model, model.token_dim, model.head
+        self.known: list[torch.Tensor] = []
+
+    def features(
+        self, tokens: torch.Tensor, positions: torch.Tensor, known: torch.Tensor, *rest: object, null: bool = False
+    ):
+        if not null:
+            self.known.append(known.clone())
+        return self.model.features(tokens, positions, known, *rest, null=null)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 12, 30])
+@pytest.mark.parametrize("order", ["random", "raster", "frames", "tubes"])
+def test_each_token_is_revealed_exactly_once(text_model: Build, text_batch: TokenBatch, steps: int, order: str) -> None:
+    model = Watched(text_model())
+    sampler = Sampler(steps=steps, order=order)  # type: ignore[arg-type]
+    tokens = sampler.sample(model, **pick(text_batch, [0, 1, 2]), generators=generators(0, 1, 2))  # type: ignore[arg-type]
+    states = [*model.known, text_batch.valid]
+    for before, after in itertools.pairwise(states):
+        assert (before & ~after).sum() == 0  # nothing is forgotten
+        assert ((after & ~before).sum(1) >= ((~before & text_batch.valid).sum(1) > 0)).all()  # one new at least
+    assert (tokens[text_batch.valid].abs().sum(-1) > 0).all()
+    assert tokens[~text_batch.valid].abs().sum() == 0
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_a_sample_does_not_depend_on_its_batch(text_model: Build, text_batch: TokenBatch, guidance: float) -> None:
+    """The same seed gives the same sample alone and in a padded batch."""
+    model, sampler = text_model(), Sampler(steps=5, guidance=guidance)
+    together = sampler.sample(model, **pick(text_batch, [0, 1, 2]), generators=generators(7, 8, 9))  # type: ignore[arg-type]
+    for n, seed in enumerate((7, 8, 9)):
+        count = int(text_batch.valid[n].sum())
+        one = sampler.sample(model, **pick(text_batch, [n], count), generators=generators(seed))  # type: ignore[arg-type]
+        torch.testing.assert_close(together[n, :count], one[0], atol=1e-4, rtol=1e-4)
+
+
+def test_seed_decides(picture_model: Build, picture_batch: TokenBatch) -> None:
+    model, sampler = picture_model(), Sampler(steps=3)
+    first, again, other = (
+        sampler.sample(model, **pick(picture_batch, [0, 0, 0, 0]), generators=generators(*seeds))  # type: ignore[arg-type]
+        for seeds in ((1, 2, 3, 4), (1, 2, 3, 4), (5, 2, 3, 4))
+    )
+    assert torch.equal(first, again)
+    assert not torch.allclose(first[0], other[0])
+    torch.testing.assert_close(first[1:], other[1:])
+
+
+def test_known_tokens_stay(picture_model: Build, picture_batch: TokenBatch) -> None:
+    known = torch.zeros_like(picture_batch.valid)
+    known[:, ::3] = True
+    tokens = Sampler(steps=4).sample(
+        picture_model(),
+        **pick(picture_batch, [0, 1, 2, 3]),  # type: ignore[arg-type]
+        generators=generators(0, 1, 2, 3),
+        tokens=picture_batch.tokens,
+        known=known,
+    )
+    assert torch.equal(tokens[known], picture_batch.tokens[known])
+    assert not torch.allclose(tokens[~known], picture_batch.tokens[~known])
+
+
+def test_all_known_is_a_copy(picture_model: Build, picture_batch: TokenBatch) -> None:
+    known = picture_batch.valid.clone()
+    tokens = Sampler(steps=4).sample(
+        picture_model(),
+        **pick(picture_batch, [0, 1, 2, 3]),
+        generators=generators(0, 1, 2, 3),
+        tokens=picture_batch.tokens,
+        known=known,  # type: ignore[arg-type]
+    )
+    assert torch.equal(tokens, picture_batch.tokens)
+
+
+def test_linear_guidance_grows_to_its_value(picture_batch: TokenBatch) -> None:
+    sampler = Sampler(guidance=3.0)
+    known = torch.zeros_like(picture_batch.valid)
+    known[:, :6] = True
+    assert sampler._guidance(known, picture_batch.valid, torch.full((4,), 6)).tolist() == [3.0] * 4
+    assert sampler._guidance(known, picture_batch.valid, torch.full((4,), 0)).tolist() == [2.0] * 4
+    constant = Sampler(guidance=3.0, guidance_schedule="constant")
+    assert constant._guidance(known, picture_batch.valid, torch.full((4,), 0)).tolist() == [3.0] * 4
+
+
+def test_progress_is_told(picture_model: Build, picture_batch: TokenBatch) -> None:
+    told: list[tuple[int, int]] = []
+    Sampler(steps=3).sample(
+        picture_model(),
+        **pick(picture_batch, [0, 1, 2, 3]),  # type: ignore[arg-type]
+        generators=generators(0, 1, 2, 3),
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(1, 3), (2, 3), (3, 3)]

@@ -1,0 +1,331 @@
+"""Sources read what is good and name what is broken."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+from support import SHARED
+
+from djepa_mm.data.sources.digits import DigitsConfig, load_digits
+from djepa_mm.data.sources.image_folder import ImageFolder, ImageFolderConfig
+from djepa_mm.data.sources.ljspeech import LJSpeech, LJSpeechConfig, fetch_ljspeech
+from djepa_mm.data.sources.torchvision_sets import TorchvisionConfig
+from djepa_mm.types import BrokenItem, UserError
+
+DATA = SHARED / "data"
+
+
+def real(folder: str) -> str:
+    if not (DATA / folder).is_dir():
+        pytest.skip(f"the real corpus {DATA / folder} is not on this machine")
+    return str(DATA / folder)
+
+
+# Digits
+
+
+def test_digits_are_the_packages() -> None:
+    digits = DigitsConfig(source="digits", split="all").build()
+    assert len(digits) == 1797
+    item = digits.read(13)
+    assert item.media.shape == digits.shape(13) == (1, 8, 8)
+    assert (item.media.min(), item.media.max()) == (-1, 1)
+    assert digits.classes[item.label] == "3"
+
+
+def test_train_and_test_digits_share_none() -> None:
+    train, test = DigitsConfig(source="digits", split="train").build(), load_digits("test")
+    assert (len(train), len(test[0])) == (1437, 360)
+    pictures = torch.cat([train.pictures, test[0]]).flatten(1)
+    everything = load_digits("all")[0].flatten(1)
+    assert torch.equal(pictures.sum(0), everything.sum(0))
+    assert not (torch.cdist(test[0].flatten(1), train.pictures.flatten(1)) == 0).any()
+
+
+# Pictures
+
+
+def folder(root: Path, **options: Any) -> ImageFolder:
+    return ImageFolderConfig(source="image-folder", root=str(root), **{"size": [8, 8], **options}).build()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for name, colour in (
+        ("cat/a.png", "red"),
+        ("cat/b.JPG", "red"),
+        ("dog/c.webp", "blue"),
+        ("dog/deep/d.bmp", "blue"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 12), colour).save(tmp_path / name)
+    (tmp_path / "cat" / "notes.txt").write_text("not a picture")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+def test_class_folders_give_classes(pictures: Path) -> None:
+    source = folder(pictures)
+    assert source.classes == ("cat", "dog")
+    assert [source.name(i) for i in range(len(source))] == ["cat/a.png", "cat/b.JPG", "dog/c.webp", "dog/deep/d.bmp"]
+    for i in range(4):
+        item = source.read(i)
+        assert item.media.shape == source.shape(i)
+        assert item.label == i // 2
+        red, _, blue = item.media.mean((1, 2))
+        assert (red > blue) == (item.label == 0)
+
+
+def test_a_flat_folder_has_no_classes(pictures: Path) -> None:
+    source = folder(pictures / "cat")
+    assert source.classes == ()
+    assert source.read(0).label is None
+
+
+def test_the_largest_centred_part_is_cut_out(tmp_path: Path) -> None:
+    pixels = np.zeros((10, 40, 3), np.uint8)
+    pixels[:, 8:32] = 255  # a little more than the middle 2:1, for resizing looks at neighbours
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    assert folder(tmp_path, size=[5, 10]).read(0).media.min() == 1
+    assert folder(tmp_path, size=[5, 20]).read(0).media.min() == -1
+
+
+def test_transparent_parts_are_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "rgba.png")
+    Image.new("P", (8, 8), 0).save(tmp_path / "palette.png", transparency=0)
+    Image.new("LA", (8, 8), (0, 0)).save(tmp_path / "grey.png")
+    source = folder(tmp_path)
+    assert len(source) == 3
+    assert all(source.read(i).media.min() == 1 for i in range(3))
+
+
+def test_half_of_the_pictures_are_mirrored(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:, :4] = 255
+    Image.fromarray(pixels).save(tmp_path / "left.png")
+    torch.manual_seed(0)
+    source = folder(tmp_path, flip=True)
+    lefts = sum(source.read(0).media[0, 0, 0].item() == 1 for _ in range(100))
+    assert 30 < lefts < 70
+
+
+def test_captions_are_texts(pictures: Path) -> None:
+    (pictures / "captions.jsonl").write_text(
+        json.dumps({"file": "cat/a.png", "caption": "a red cat", "more": 1}) + "\n"
+    )
+    source = folder(pictures)
+    assert source.text(0) == source.read(0).text == "a red cat"
+    assert source.text(1) is None
+    (pictures / "captions.jsonl").write_text('{"file": "cat/a.png", "caption": "x"}\nrubbish\n')
+    with pytest.raises(UserError, match="line 2"):
+        folder(pictures)
+
+
+def huge_png() -> bytes:
+    """A PNG of 60,000 × 60,000 pixels in a few bytes."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    ]
+    packed = [struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def test_broken_pictures_are_named(pictures: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(pictures / "dog" / "x-truncated.png")
+    whole = (pictures / "dog" / "x-truncated.png").read_bytes()
+    (pictures / "dog" / "x-truncated.png").write_bytes(whole[: len(whole) // 2])
+    (pictures / "dog" / "x-header.png").write_bytes(whole[:20])
+    (pictures / "dog" / "x-empty.png").write_bytes(b"")
+    (pictures / "dog" / "x-text.jpg").write_text("hello")
+    (pictures / "dog" / "x-huge.png").write_bytes(huge_png())
+    (pictures / "dog" / "x-folder.png").mkdir()
+    (pictures / "dog" / "x-link.png").symlink_to("nowhere.png")
+    source = folder(pictures)
+    broken = [i for i in range(len(source)) if "/x-" in source.name(i)]
+    assert len(broken) == 7
+    for i in broken:
+        with pytest.raises(BrokenItem, match="not a readable picture"):
+            source.read(i)
+    assert source.read(0).media.isfinite().all()
+
+
+def test_folders_without_pictures_are_one_line(tmp_path: Path) -> None:
+    for root in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=r"^data\.root: no [^\n]*$"):
+            folder(root)
+
+
+def test_real_emoji() -> None:
+    source = folder(Path(real("images/emoji64")), size=[64, 64])
+    assert len(source) == 3486
+    assert len(source.classes) == 9
+    item = source.read(0)
+    assert item.media.shape == (3, 64, 64)
+    assert item.text == "mahjong red dragon"
+
+
+# torchvision
+
+
+def test_torchvision_sets(tmp_path: Path) -> None:
+    """CIFAR-10 is missing; a small MNIST is written here, in its own format (torchvision checks no sums there)."""
+    with pytest.raises(UserError, match=r"^data\.root: no cifar10 in [^\n]*data\.download=true$"):
+        TorchvisionConfig(source="torchvision", dataset="cifar10", root=str(tmp_path), size=[8, 8]).build()
+
+    def idx(path: Path, values: np.ndarray) -> None:
+        shape = struct.pack(f">{values.ndim}I", *values.shape)
+        path.write_bytes(bytes([0, 0, 8, values.ndim]) + shape + values.astype(np.uint8).tobytes())
+
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        idx(raw / f"{part}-images-idx3-ubyte", np.arange(2 * 28 * 28).reshape(2, 28, 28) % 256)
+        idx(raw / f"{part}-labels-idx1-ubyte", np.array([7, 3]))
+    source = TorchvisionConfig(source="torchvision", dataset="mnist", root=str(tmp_path), size=[32, 16]).build()
+    assert len(source) == 2
+    assert source.classes == tuple("0123456789")
+    item = source.read(0)
+    assert item.media.shape == source.shape(0) == (1, 32, 16)
+    assert item.label == 7
+    assert -1 <= item.media.min() < item.media.max() <= 1
+
+
+# LJSpeech
+
+
+def speech(root: Path, **options: Any) -> LJSpeech:
+    return LJSpeechConfig(source="ljspeech", root=str(root), **options).build()
+
+
+def tone(seconds: float, rate_hz: int) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate_hz)) / rate_hz)
+
+
+def corpus(root: Path, *lines: str | bytes) -> Path:
+    (root / "wavs").mkdir(exist_ok=True)
+    (root / "metadata.csv").write_bytes(b"\n".join(x if isinstance(x, bytes) else x.encode() for x in lines) + b"\n")
+    return root
+
+
+def test_the_normalised_text_is_read_and_else_the_other(tmp_path: Path) -> None:
+    for name in "ABC":
+        soundfile.write(tmp_path / f"{name}.wav", tone(0.5, 22050), 22050)
+    corpus(tmp_path, "A|No. 1|Number one", "B|Only this|", "C|Only two")
+    for name in "ABC":
+        (tmp_path / f"{name}.wav").rename(tmp_path / "wavs" / f"{name}.wav")
+    source = speech(tmp_path)
+    assert [source.text(i) for i in range(3)] == ["Number one", "Only this", "Only two"]
+    assert source.name(0) == "A"
+    assert source.read(0).media.shape == source.shape(0) == (11025,)
+    assert len(pickle.loads(pickle.dumps(source))) == 3  # it goes to the loader's workers
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 16000, 22050, 24000, 44100, 48000, 11025])
+def test_shape_knows_the_resampled_length(tmp_path: Path, rate_hz: int) -> None:
+    corpus(tmp_path, "A|a|a", "B|b|b")
+    soundfile.write(tmp_path / "wavs" / "A.flac", tone(0.7, rate_hz), rate_hz)
+    soundfile.write(tmp_path / "wavs" / "B.wav", tone(11.9, rate_hz)[:-7], rate_hz)
+    source = speech(tmp_path)
+    for i, seconds in enumerate((0.7, 11.9)):
+        media = source.read(i).media
+        assert media.shape == source.shape(i)
+        assert abs(len(media) - seconds * 22050) < 30
+        spectrum = torch.fft.rfft(media).abs()
+        assert spectrum.argmax() * 22050 / len(media) == pytest.approx(440, abs=1)
+        assert media.abs().max() == pytest.approx(0.5, abs=0.1)
+
+
+def test_stereo_is_averaged(tmp_path: Path) -> None:
+    corpus(tmp_path, "A|a|a")
+    left = tone(0.5, 22050)
+    soundfile.write(tmp_path / "wavs" / "A.wav", np.stack([left, 0 * left], axis=1), 22050)
+    media = speech(tmp_path).read(0).media
+    np.testing.assert_allclose(media.numpy(), left / 2, atol=1e-4)
+
+
+def test_broken_clips_stay_and_are_named(tmp_path: Path) -> None:
+    lines = ["good|fine|fine", "no bars at all", "silent||", "missing|m|m", "empty|e|e", "text|t|t", "hollow|h|h"]
+    corpus(tmp_path, *lines, b"latin|caf\xe9|caf\xe9", "nan|n|n", "folder|f|f", "cut|c|c", "", "nul\0byte|n|n")
+    wavs = tmp_path / "wavs"
+    soundfile.write(wavs / "good.wav", tone(0.5, 22050), 22050)
+    soundfile.write(wavs / "silent.wav", tone(0.5, 22050), 22050)
+    (wavs / "empty.wav").write_bytes(b"")
+    (wavs / "text.wav").write_text("I am not a sound\n" * 100)
+    soundfile.write(wavs / "hollow.wav", np.zeros(0), 22050)
+    soundfile.write(wavs / "nan.wav", np.full(22050, np.nan, np.float32), 22050, subtype="FLOAT")
+    (wavs / "folder.wav").mkdir()
+    soundfile.write(wavs / "cut.flac", np.random.default_rng(0).uniform(-1, 1, 22050), 22050)
+    (wavs / "cut.flac").write_bytes((wavs / "cut.flac").read_bytes()[:20_000])
+    source = speech(tmp_path)
+    reasons = {}
+    for i in range(len(source)):
+        try:
+            source.read(i)
+        except BrokenItem as broken:
+            reasons[source.name(i)] = str(broken)
+    assert len(source) == 13
+    assert set(reasons) == {source.name(i) for i in range(13)} - {"good"}
+    for name, reason in {
+        "metadata.csv line 2": "no bar",
+        "silent": "no text",
+        "missing": "no missing.wav",
+        "empty": "not readable",
+        "text": "not readable",
+        "hollow": "no samples",
+        "metadata.csv line 8": "not UTF-8",
+        "nan": "not numbers",
+    }.items():
+        assert reason in reasons[name]
+    with pytest.raises(BrokenItem):
+        source.shape(3)  # known before anything is read
+
+
+def test_clips_outside_the_range_are_counted(tmp_path: Path) -> None:
+    corpus(tmp_path, *(f"{name}|x|x" for name in "ABCDE"))
+    for name, seconds in zip("ABCDE", (0.1, 0.5, 1.5, 2.5, 1.0), strict=True):
+        soundfile.write(tmp_path / "wavs" / f"{name}.wav", tone(seconds, 8000), 8000)
+    source = speech(tmp_path, max_duration_s=2.0)
+    assert [source.name(i) for i in range(len(source))] == ["B", "C", "E"]
+    assert source.left_out == {"shorter than 0.3 s": 1, "longer than 2 s": 1}
+    assert len(speech(tmp_path, limit=2, max_duration_s=2.0)) == 2
+    with pytest.raises(UserError, match=r"no usable clip.*5 shorter than 5 s"):
+        speech(tmp_path, min_duration_s=5.0)
+
+
+def test_no_corpus_names_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data fetch ljspeech --out [^\n]*djepa-mm train spoken-digits$"):
+        speech(tmp_path)
+
+
+def test_a_failed_download_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(UserError, match=r"^could not fetch LJSpeech [^\n]*$"):
+        fetch_ljspeech(tmp_path / "LJSpeech-1.1")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        fetch_ljspeech(tmp_path / "there")
+
+
+def test_real_speech() -> None:
+    source = speech(Path(real("speech/LJSpeech-1.1")))
+    assert len(source) + sum(source.left_out.values()) == 495
+    assert source.left_out["longer than 12 s"] > 0
+    item = source.read(0)
+    assert item.text == "Activated."
+    assert item.media.shape == source.shape(0)

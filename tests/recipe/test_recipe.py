@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support import ROOT
+
+from djepa_mm.recipe.build import build_model, build_sampler, count_classes
+from djepa_mm.recipe.schema import dump_recipe, find_recipe, load_recipe, packaged_recipes, schema_class
+from djepa_mm.types import UserError
+
+RECIPES = sorted(name for name, path in packaged_recipes().items() if "\nkind: vocoder" not in path.read_text())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_loads_and_builds(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    tokenizer = recipe.tokenizer.build()
+    with torch.device("meta"):
+        model = build_model(recipe, tokenizer, 10)
+    assert sum(p.numel() for p in model.online.parameters()) > 1e6
+    assert build_sampler(recipe).steps == recipe.sample.steps
+
+
+def test_the_recipes_that_the_readme_names_are_there() -> None:
+    assert {"digits", "spoken-digits", "ljspeech", "imagenet256-b", "imagenet256-l", "imagenet256-h"} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_resolved_recipe_is_the_same_recipe(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+def test_names_and_repository_paths_find_the_packaged_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "digits.yaml", "recipes/digits.yaml"):
+        assert find_recipe(name).samefile(ROOT / "recipes" / "digits.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "mlp", "total"),
+    [
+        ("imagenet256-b", 85_056_000, 35_749_920, 212e6),
+        ("imagenet256-l", 302_312_448, 72_230_432, 687e6),
+        ("imagenet256-h", 629_683_200, 151_206_944, None),  # the paper's 1.4 B has two digits
+    ],
+)
+def test_sizes_are_the_papers(name: str, encoder: int, mlp: int, total: float | None) -> None:
+    recipe = load_recipe(name)
+    with torch.device("meta"):
+        online = build_model(recipe, recipe.tokenizer.build(), count_classes(recipe, None)).online
+
+    def count(module: torch.nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    assert count(online.encoder.stack.transformer.blocks) == encoder
+    assert count(online.predictor.stack.transformer.blocks) == encoder
+    assert count(online.head) == mlp
+    if total is None:
+        assert round(count(online) / 1e9, 1) == 1.4
+    else:
+        assert abs(count(online) / total - 1) < 0.01
+
+
+def test_overrides(tmp_path: Path) -> None:
+    recipe = load_recipe("digits", ["optim.lr=1e-4", "model.width=64", "optim.minutes=null", "run.texts=[a, b]"])
+    assert (recipe.optim.lr, recipe.model.width, recipe.optim.minutes, recipe.run.texts) == (1e-4, 64, None, ("a", "b"))
+
+
+MINE = """
+name: digits
+data:
+  source: digits
+tokenizer:
+  kind: patches
+  patch: 2
+  channels: 1
+  size: [8, 8]
+condition:
+  kind: class
+  buffer_tokens: 4
+model:
+  preset: tiny
+head:
+  kind: flow
+optim:
+  steps: 1500
+  lr: 1e-3
+batch:
+  size: 64
+sample:
+  steps: 16
+"""
+
+
+def mistake(tmp_path: Path, old: str, new: str, *overrides: str) -> str:
+    path = tmp_path / "mine.yaml"
+    assert old in MINE
+    path.write_text(MINE.replace(old, new))
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ("buffer_tokens: 4", "bufer_tokens: 4", ["mine.yaml", "condition.bufer_tokens", "4", "'buffer_tokens'"]),
+        ("optim:", "optimizer:", ["mine.yaml", "optim"]),
+        ("size: 64", "size: -64", ["mine.yaml", "batch.size", "-64", "greater than 0"]),
+        ("size: 64", "size: many", ["batch.size", "'many'", "integer"]),
+        ("size: 64", "size: 6.5", ["batch.size", "6.5", "integer"]),
+        ("lr: 1e-3", "lr: yes", ["optim.lr", "True", "number"]),
+        ("lr: 1e-3", "lr: .nan", ["optim.lr"]),
+        ("kind: flow", "kind: flwo", ["head.kind", "flwo", "'flow'"]),
+        ("source: digits", "source: digit", ["data.source", "'digits'"]),
+        ("kind: patches", "kind: patch", ["tokenizer.kind", "'patches'"]),
+        ("preset: tiny", "preset: tinny", ["model.preset", "'tinny'", "'tiny'"]),
+        ("name: digits", "name: ../digits", ["name", "'../digits'"]),
+        ("steps: 16", "steps: 16\n  guidance: 2\n  steps: 4", ["line", "'steps'", "twice"]),
+        ("name: digits", "name: !!python/object/apply:os.system [ls]", ["line", "python/object"]),
+        ("name: digits", "name: [digits", ["line"]),
+        ("data:\n", "data: 2020-01-01\ndada:\n", ["data"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, old: str, new: str, parts: list[str]) -> None:
+    message = mistake(tmp_path, old, new)
+    for part in parts:
+        assert part in message, message
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("optim.learning_rate=1", ["optim.learning_rate", "unknown key"]),
+        ("optim.lr", ["optim.lr", "section.key=value"]),
+        ("optim.lr=-1", ["optim.lr", "-1", "greater than 0"]),
+        ("name.x=1", ["'name'", "holds a value"]),
+        ("model.heads=5", ["192", "5"]),
+        ("mask.low=0.9 ", ["mask"]),
+        ("optim.lr=[", ["optim.lr"]),
+    ],
+)
+def test_mistakes_in_overrides(override: str, parts: list[str]) -> None:
+    if override.startswith("mask"):
+        parts, overrides = ["mask.low 0.9", "mask.high 0.8"], [override, "mask.high=0.8"]
+    else:
+        overrides = [override]
+    with pytest.raises(UserError) as caught:
+        load_recipe("digits", overrides)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_impossible_combinations() -> None:
+    with pytest.raises(UserError, match=r"condition\.drop"):
+        load_recipe("digits", ["sample.guidance=2", "condition.drop=0.0"])
+    with pytest.raises(UserError, match="rotary"):
+        load_recipe("spoken-digits", ["model.positions=learned"])
+    with pytest.raises(UserError, match=r"mask\.start 0\.5 needs mask\.horizon"):
+        load_recipe("digits", ["mask.start=0.5"])
+    with pytest.raises(UserError, match="time axis"):
+        load_recipe("spoken-digits", ["model.axes=[h, w]"])
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="'spoken-digits'"):
+        load_recipe("spoken-digit")
+    with pytest.raises(UserError, match=r"no recipe 'missing/digits\.yaml'"):
+        load_recipe("missing/digits.yaml")
+
+
+def test_schema_describes_every_section() -> None:
+    schema = schema_class().model_json_schema()
+    assert {"data", "tokenizer", "condition", "model", "head", "optim", "batch", "sample", "run"} <= set(
+        schema["properties"]
+    )
+    assert schema["additionalProperties"] is False
+    assert "Most items in a batch." in str(schema)
