@@ -1,38 +1,45 @@
-"""Key types that every floor of the house shares.
+"""Key types that every floor of the house shares. What goes into the core is in `djepa_mm.core.types`.
 
-B batch, N tokens, C token channels, D model width, L condition tokens.
+B batch, N tokens, C token channels, D model width, L condition items.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
-from PIL import Image
-from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from torch import Tensor, nn
 
+from djepa_mm.core.types import Condition
 from djepa_mm.errors import BrokenItem, UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = [
     "BrokenItem",
-    "Condition",
+    "ConditionConfig",
+    "ConditionKind",
     "Config",
-    "Head",
+    "Entry",
     "Item",
+    "Media",
     "MediaSpec",
     "Progress",
     "Source",
     "SourceConfig",
-    "TokenBatch",
     "Tokenizer",
     "TokenizerConfig",
     "UserError",
 ]
+
+Progress = Callable[[int, int], Any]  # called with (done, total)
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Config(BaseModel):
@@ -41,31 +48,7 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
-class _OnDevice:
-    """`.to(device)` for a dataclass whose fields are tensors or other such dataclasses."""
-
-    def to(self, device: torch.device | str) -> Self:
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}  # type: ignore[arg-type]
-        return replace(self, **moved)  # type: ignore[type-var]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Condition(_OnDevice):
-    """What to generate: a class (L = 1) or a text (L characters), as integers. All on one device."""
-
-    ids: Tensor  # (B, L) int64, from 0; what they count (classes, characters) is the conditioner's matter
-    valid: Tensor  # (B, L) bool, False on padding
-    positions: Tensor  # (B, L, 3) float coordinates on (t, h, w), in units of media tokens
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenBatch(_OnDevice):
-    """Media of one batch as continuous tokens, padded to the longest item."""
-
-    tokens: Tensor  # (B, N, C) float, unit variance
-    positions: Tensor  # (B, N, 3) float coordinates on (t, h, w); unused axes 0
-    valid: Tensor  # (B, N) bool, False on padding
-    condition: Condition
+# --- media and their tokens -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,40 +69,77 @@ class MediaSpec:
         return torch.cartesian_prod(*axes)
 
 
-class Tokenizer(Protocol):
-    """Media <-> continuous tokens. One file in `tokenizers/` holds one modality.
+class Media(Protocol):
+    """One kind of media: its files, and how people see or hear it. Items have no batch axis here.
 
-    Media: image (B, C, H, W) in [-1, 1], clip (B, 3, T, H, W) in [-1, 1], waveform (B, samples) in [-1, 1].
+    Picture (C, H, W) in [-1, 1], clip (C, T, H, W) in [-1, 1], sound (samples,) in [-1, 1].
     """
 
+    suffixes: tuple[str, ...]
+    """Of the files that `save` writes, each with its dot; the first where nothing else is asked for."""
+
+    per_second: float | None
+    """Samples or frames a second; None for stills."""
+
+    def save(self, media: Tensor, path: Path) -> None:
+        """Write one item to `path`, whose suffix is one of `suffixes`."""
+        ...
+
+    def load(self, path: Path, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Read one item from a file of the kind that `save` writes, of that shape where one is asked for.
+
+        Raises UserError, which names the file."""
+        ...
+
+    def blend(self, original: Tensor, new: Tensor, kept: Tensor) -> Tensor:
+        """`original` where `kept`, else `new`, without a seam: changes only what is not kept.
+
+        kept: bool on the media's axes of time and space: (T, H, W), (H, W) or (samples,)."""
+        ...
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """One item out of consecutive ones. Raises UserError where media cannot follow each other."""
+        ...
+
+    def preview(self, media: Tensor) -> Image.Image:
+        """A picture to look at: itself, a contact sheet, a mel picture."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Media <-> continuous tokens. One file in `tokenizers/` holds one modality."""
+
     token_dim: int
+    media: Media
 
     @property
-    def sample_rate_hz(self) -> int | None:
-        """Of waveforms; None for other media."""
-        ...
-
-    suffixes: ClassVar[tuple[str, ...]]  # of the files that `save` writes, each with its dot
-    suffix: ClassVar[str]  # the first of them: of what is written where nothing else is asked for
-
-    def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
-        """Grid of media of this shape (no batch axis). Raises UserError where the shape cannot be tokenized."""
-        ...
-
-    def spec_for(self, *, num_tokens: int | None = None, duration_s: float | None = None) -> MediaSpec:
-        """Spec of media to generate, from at most one of a token count and a duration; with neither, the fixed size.
-
-        Raises UserError for a duration where there is none to choose, or for none where one must be chosen."""
-        ...
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        """Tokens a second on the t axis; None for stills."""
+    def fixed(self) -> MediaSpec | None:
+        """The one size that all its media have; None where they vary."""
         ...
 
     @property
     def span(self) -> tuple[int, int, int]:
         """Samples or frames, rows and columns of the media that one token stands for; 1 on axes that it lacks."""
+        ...
+
+    def check(self, source: Source) -> None:
+        """Raises UserError where the corpus' media are not of the kind that it takes."""
+        ...
+
+    def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
+        """Size of media of this shape (no batch axis). Raises UserError where the shape cannot be tokenized."""
+        ...
+
+    def spec_for(
+        self,
+        *,
+        num_tokens: int | None = None,
+        duration_s: float | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> MediaSpec:
+        """Size of media to generate: so many tokens long, or of this duration; of this height and width.
+
+        With none of them, the usual size. Raises UserError for what cannot be chosen, or for what must be."""
         ...
 
     def encode(self, media: Tensor) -> Tensor:
@@ -134,42 +154,38 @@ class Tokenizer(Protocol):
         """Learn the statistics that bring tokens to unit variance, from unbatched media; none where they are known."""
         ...
 
-    def statistics(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """What `fit` learned; kept in the checkpoint."""
         ...
 
-    def load_statistics(self, statistics: Mapping[str, Tensor]) -> None: ...
+    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
 
-    def save(self, media: Tensor, path: Path) -> None:
-        """Write one item (no batch axis) to `path`, whose suffix is one of `suffixes`."""
-        ...
 
-    def load(self, path: Path) -> Tensor:
-        """Read one item (no batch axis) from a file of the kind that `save` writes. Raises UserError."""
-        ...
+class TokenizerConfig(Protocol):
+    """A recipe's `tokenizer` section, defined beside the tokenizer that it builds."""
 
-    def blend(self, original: Tensor, new: Tensor, kept: Tensor) -> Tensor:
-        """`original` where `kept`, else `new`, without a seam: changes only what is not kept. No batch axis.
+    def build(self) -> Tokenizer: ...
 
-        kept: bool on the media's axes of time and space: (T, H, W), (H, W) or (samples,)."""
-        ...
 
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """One item out of consecutive ones (no batch axis). Raises UserError where media cannot follow each other."""
-        ...
+# --- corpora ----------------------------------------------------------------------------------------------------------
 
-    def preview(self, media: Tensor) -> Image.Image:
-        """A picture of one item (no batch axis) to look at: itself, a contact sheet, a mel picture."""
-        ...
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What a corpus knows of an item before its media are read."""
+
+    name: str  # what a report calls it: its path in the corpus
+    path: Path | None = None  # of its file
+    label: str | None = None  # name of its class
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One item of a corpus, with whichever condition it has."""
+    """One item of a corpus."""
 
+    entry: Entry
     media: Tensor  # no batch axis
-    label: int | None = None  # index into the source's classes
-    text: str | None = None
 
 
 class Source(Protocol):
@@ -177,47 +193,20 @@ class Source(Protocol):
 
     classes: tuple[str, ...]  # names of the classes; empty where there are none
 
-    @property
-    def sample_rate_hz(self) -> int | None:
-        """Of waveforms; None for other media."""
-        ...
-
     def __len__(self) -> int: ...
 
-    def name(self, index: int) -> str:
-        """What a report calls the item: its path in the corpus."""
-        ...
-
-    def text(self, index: int) -> str | None:
-        """The item's text, without reading its media."""
+    def entry(self, index: int) -> Entry:
+        """What is known without reading the media; also of broken items."""
         ...
 
     def shape(self, index: int) -> tuple[int, ...]:
-        """Shape of the item's media, from its header alone. Raises BrokenItem."""
+        """Shape of the item's media, from its header alone; the largest where it is drawn anew at each reading.
+
+        Raises BrokenItem."""
         ...
 
     def read(self, index: int) -> Item:
         """Raises BrokenItem."""
-        ...
-
-
-class Head(Protocol):
-    """Distribution of one token given its feature, p(x_i | z_i). M tokens at a time."""
-
-    def loss(self, z: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
-        """z (M, D), target (M, C) -> (M,) fp32."""
-        ...
-
-    def sample(
-        self,
-        z: Tensor,
-        *,
-        noise: Callable[[], Tensor],
-        z_null: Tensor | None = None,
-        guidance: Tensor | float = 1.0,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        """z (M, D) -> (M, C). `noise()` draws the next unit normal noise (M, C); `guidance` is a number or (M, 1)."""
         ...
 
 
@@ -236,10 +225,106 @@ class SourceConfig(Config):
         raise UserError("this corpus cannot be fetched from here; the recipe's head says where it comes from")
 
 
-class TokenizerConfig(Protocol):
-    """A recipe's `tokenizer` section, defined beside the tokenizer that it builds."""
+# --- conditions -------------------------------------------------------------------------------------------------------
 
-    def build(self) -> Tokenizer: ...
+Value = TypeVar("Value")  # of one item's or request's condition, as its kind keeps it
 
 
-Progress = Callable[[int, int], Any]  # called with (done, total)
+class ConditionKind(ABC, Generic[Value]):
+    """One kind of condition: how items and requests say what they are, and the network that takes it.
+
+    One file in `conditions/` holds one kind, with its config beside it. An item's entry or a request is turned into
+    a value once, by `read` or `parse`; everything else takes that value.
+    """
+
+    keys: ClassVar[tuple[str, ...]] = ()
+    """What a request may say, such as "class" or "text"."""
+
+    # --- the corpus
+
+    def bind(self, source: Source) -> None:
+        """Learn what a corpus tells before the model is built, such as its classes.
+
+        Raises UserError where the corpus does not fit."""
+
+    @abstractmethod
+    def read(self, entry: Entry) -> Value:
+        """The value of an item of the corpus. Raises BrokenItem where it has none that can be used."""
+
+    def fit(self, values: Sequence[Value], num_tokens: Sequence[int]) -> None:
+        """Learn from the values of a corpus and the token counts of their media."""
+
+    # --- the model
+
+    @abstractmethod
+    def module(self, width: int) -> nn.Module:
+        """A `ConditionEmbedder` of this width. Raises UserError where its size is not known."""
+
+    @abstractmethod
+    def encode(self, values: Sequence[Value], num_tokens: Sequence[int]) -> Condition:
+        """For the values of a batch and the token counts of their media."""
+
+    @property
+    def usual_length(self) -> int:
+        """Condition tokens of a usual item, buffer tokens not counted; for estimates."""
+        return 0
+
+    # --- requests
+
+    @abstractmethod
+    def parse(self, request: Mapping[str, Any]) -> list[Value]:
+        """What a request says, by `keys`, in the parts that are generated at once and then joined; mostly one.
+
+        Raises UserError for what this model cannot fulfil."""
+
+    def length(self, value: Value) -> float | None:
+        """Tokens that the media of a value are expected to take; None where the size says it."""
+        return None
+
+    def usual_requests(self) -> list[Mapping[str, Any]]:
+        """What is generated where a request says nothing, such as each class. Raises UserError where it must."""
+        return [{}]
+
+    def examples(self, count: int, texts: Sequence[str]) -> list[Mapping[str, Any]]:
+        """Requests that show what a run has learned. texts: the recipe's `run.texts`."""
+        requests = self.usual_requests()
+        return [requests[n % len(requests)] for n in range(count)]
+
+    def request(self, entry: Entry) -> Mapping[str, Any]:
+        """What asks for an item like this one."""
+        return {}
+
+    def title(self, request: Mapping[str, Any]) -> str:
+        """What people call it, in a few words."""
+        return " ".join(str(value) for value in request.values()) or "sample"
+
+    # --- the checkpoint
+
+    def state(self) -> dict[str, Any]:
+        """What `bind` and `fit` learned, ready for JSON."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """The way back. Raises KeyError or TypeError where it is not this kind's."""
+
+    def check_keys(self, request: Mapping[str, Any]) -> None:
+        """Raises UserError for what a request says that this kind does not know."""
+        for key in request:
+            if key not in self.keys:
+                known = f"it knows {', '.join(self.keys)}" if self.keys else "it was trained without conditions"
+                raise UserError(f"--{key}: this model takes no {key}; {known}")
+
+
+class ConditionConfig(Config):
+    """Base of a recipe's `condition` section, defined beside the kind that it builds."""
+
+    buffer_tokens: PositiveInt = 64
+    """Learned tokens at the head of the context encoder's sequence."""
+    drop: Probability = 0.1
+    """Probability that the condition is dropped in training; guidance needs it above 0."""
+
+    along: ClassVar[tuple[Literal["t", "h", "w"], ...]] = ()
+    """Axes of the media that the condition's tokens lie along; the model's positions must turn on them."""
+
+    @abstractmethod
+    def build(self) -> ConditionKind[Any]: ...
