@@ -234,7 +234,7 @@ class ConditionKind(ABC, Generic[Value]):
     """One kind of condition: how items and requests say what they are, and the network that takes it.
 
     One file in `conditions/` holds one kind, with its config beside it. An item's entry or a request is turned into
-    a value once, by `read` or `parse`; everything else takes that value.
+    a value once, by `read`, `parse` or `split`; everything else takes that value.
     """
 
     keys: ClassVar[tuple[str, ...]] = ()
@@ -254,6 +254,10 @@ class ConditionKind(ABC, Generic[Value]):
     def fit(self, values: Sequence[Value], num_tokens: Sequence[int]) -> None:
         """Learn from the values of a corpus and the token counts of their media."""
 
+    def summary(self, entries: Sequence[Entry]) -> dict[str, str]:
+        """What there is to say of the conditions of a corpus, for `djepa-mm data check`."""
+        return {}
+
     # --- the model
 
     @abstractmethod
@@ -272,10 +276,12 @@ class ConditionKind(ABC, Generic[Value]):
     # --- requests
 
     @abstractmethod
-    def parse(self, request: Mapping[str, Any]) -> list[Value]:
-        """What a request says, by `keys`, in the parts that are generated at once and then joined; mostly one.
+    def parse(self, request: Mapping[str, Any]) -> Value:
+        """What a request says, by `keys`. Raises UserError for what this model cannot fulfil."""
 
-        Raises UserError for what this model cannot fulfil."""
+    def split(self, request: Mapping[str, Any]) -> list[Value]:
+        """The same in the parts that are generated at once and then joined; mostly it is one."""
+        return [self.parse(request)]
 
     def length(self, value: Value) -> float | None:
         """Tokens that the media of a value are expected to take; None where the size says it."""

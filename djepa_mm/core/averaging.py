@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def warmed_decay(step: int, decay: float) -> float:
@@ -14,6 +15,7 @@ def warmed_decay(step: int, decay: float) -> float:
 @torch.no_grad()
 def update_average(averaged: nn.Module, online: nn.Module, decay: float) -> None:
     """θ̄ ← decay · θ̄ + (1 − decay) · θ for every parameter; buffers are copied."""
-    torch._foreach_lerp_(list(averaged.parameters()), [p.detach() for p in online.parameters()], 1 - decay)
+    parameters = [p.detach() for p in online.parameters()]
+    get_ema_multi_avg_fn(decay)(list(averaged.parameters()), parameters, torch.tensor(1))
     for old, new in zip(averaged.buffers(), online.buffers(), strict=True):
         old.copy_(new)

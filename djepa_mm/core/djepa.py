@@ -11,22 +11,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from djepa_mm.conditions.text import ConditionTokens
 from djepa_mm.core.averaging import update_average
 from djepa_mm.core.masking import Mask, MaskRatio, Order, draw_mask
 from djepa_mm.core.nn.blocks import Streams, Transformer, xavier_init
 from djepa_mm.core.nn.positions import LearnedPositions, RotaryPositions
-from djepa_mm.types import Condition, Head, TokenBatch
-
-
-class Conditioner(Protocol):
-    def __call__(self, condition: Condition, dropped: Tensor) -> ConditionTokens: ...
+from djepa_mm.core.types import Condition, ConditionEmbedder, ConditionTokens, Head, TokenBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +79,16 @@ class Stack(nn.Module):
         """Add learned positions (B, S, 3) to tokens (B, S, D), where they are learned."""
         return x if self.learned is None else x + self.learned(positions)
 
-    def run(self, condition: ConditionTokens, lead: Tensor, x: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
-        """Condition tokens `lead` (B, L, D), then x (B, S, D), through the blocks -> (B, L + S, D)."""
+    def run(
+        self, condition: ConditionTokens, condition_tokens: Tensor, x: Tensor, positions: Tensor, valid: Tensor
+    ) -> Tensor:
+        """Condition tokens (B, L, D), as they are here, then x (B, S, D), through the blocks -> (B, L + S, D)."""
         valid = torch.cat([condition.valid, valid], dim=1)
         rotary = None
         if self.rotary is not None:
             rotary = self.rotary(torch.cat([condition.positions, positions], dim=1))
-        x = torch.cat([lead, x], dim=1)
-        return self.transformer(x, lead.shape[1], None if bool(valid.all()) else valid, rotary)
+        x = torch.cat([condition_tokens, x], dim=1)
+        return self.transformer(x, condition_tokens.shape[1], None if bool(valid.all()) else valid, rotary)
 
 
 class ContextEncoder(nn.Module):
@@ -106,12 +103,12 @@ class ContextEncoder(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, visible: Tensor, condition: ConditionTokens) -> Context:
         """tokens (B, N, C), positions (B, N, 3), visible (B, N) bool; hidden tokens are never looked at."""
-        index = first(visible)  # (B, V)
+        index = compact_index(visible)  # (B, V)
         valid = visible.gather(1, index)
         tokens, positions = gather(tokens, index), gather(positions, index)
         x = self.stack.embed(self.input(tokens * valid[..., None]), positions)  # (B, V, D)
-        lead = self.input_norm(condition.tokens.to(x.dtype))
-        features = self.stack.run(condition, lead, self.input_norm(x), positions, valid)
+        condition_tokens = self.input_norm(condition.tokens.to(x.dtype))
+        features = self.stack.run(condition, condition_tokens, self.input_norm(x), positions, valid)
         return Context(condition=condition, features=features, index=index, valid=valid)
 
 
@@ -138,9 +135,9 @@ class Predictor(nn.Module):
 class Networks(nn.Module):
     """Everything that is trained and averaged."""
 
-    def __init__(self, *, token_dim: int, size: Size, positions: Positions, conditioner: nn.Module, head: nn.Module):
+    def __init__(self, *, token_dim: int, size: Size, positions: Positions, embedder: nn.Module, head: nn.Module):
         super().__init__()
-        self.conditioner = conditioner
+        self.embedder = embedder
         self.encoder = ContextEncoder(token_dim, size, positions)
         self.predictor = Predictor(size, positions)
         hidden = 4 * size.width
@@ -151,7 +148,7 @@ class Networks(nn.Module):
     def encode(
         self, tokens: Tensor, positions: Tensor, visible: Tensor, condition: Condition, dropped: Tensor
     ) -> Context:
-        return self.encoder(tokens, positions, visible, cast(Conditioner, self.conditioner)(condition, dropped))
+        return self.encoder(tokens, positions, visible, cast(ConditionEmbedder, self.embedder)(condition, dropped))
 
 
 class DJEPA(nn.Module):
@@ -163,7 +160,7 @@ class DJEPA(nn.Module):
     mask_orders: what is masked is what such an order would reveal last; of several, one is drawn for each batch.
     mask_horizon: only so many tokens, those that the order would reveal next, are predicted at once, and what comes
     after them is not in the sequence at all; None predicts all that is masked, as the paper does.
-    condition_drop: probability that a sample's condition is replaced by the null one, for guidance.
+    embedder: a `ConditionEmbedder`. condition_drop: probability that a sample's condition is replaced by the null one, for guidance.
     """
 
     def __init__(
@@ -172,7 +169,7 @@ class DJEPA(nn.Module):
         token_dim: int,
         size: Size,
         positions: Positions,
-        conditioner: nn.Module,
+        embedder: nn.Module,
         head: nn.Module,
         mask_ratio: MaskRatio | None = None,
         mask_orders: tuple[Order, ...] = ("random",),
@@ -183,7 +180,7 @@ class DJEPA(nn.Module):
     ) -> None:
         super().__init__()
         self.token_dim = token_dim
-        self.online = Networks(token_dim=token_dim, size=size, positions=positions, conditioner=conditioner, head=head)
+        self.online = Networks(token_dim=token_dim, size=size, positions=positions, embedder=embedder, head=head)
         self.averaged = copy.deepcopy(self.online).requires_grad_(False).eval()
         self.mask_ratio, self.mask_orders = mask_ratio or MaskRatio(), mask_orders
         self.mask_horizon = mask_horizon
@@ -201,7 +198,7 @@ class DJEPA(nn.Module):
         """The averaged head, which samples."""
         return cast(Head, self.averaged.head)
 
-    def loss(self, batch: TokenBatch, generator: torch.Generator) -> Losses:
+    def forward(self, batch: TokenBatch, generator: torch.Generator) -> Losses:
         """Draw a mask, then L = w_d · L_d + w_p · L_p over the masked tokens (D-JEPA eq. 4–6)."""
         mask = self._draw_mask(batch, generator)
         if self.mask_horizon is not None:
@@ -249,7 +246,7 @@ class DJEPA(nn.Module):
         """z (B, N, D) by the averaged weights, given the known tokens; `null` puts the null condition in place.
 
         valid: the places that there are; with a horizon, those that are known or come next."""
-        index = first(valid)
+        index = compact_index(valid)
         if index.shape[1] < valid.shape[1]:  # what is not there costs nothing
             tokens, positions = gather(tokens, index), gather(positions, index)
             short = self.features(
@@ -269,7 +266,7 @@ class DJEPA(nn.Module):
 def within_horizon(batch: TokenBatch, mask: Mask) -> tuple[TokenBatch, Mask]:
     """The batch and its mask without the tokens that are neither visible nor to be predicted."""
     kept = mask.visible | mask.masked
-    index = first(kept)  # (B, K)
+    index = compact_index(kept)  # (B, K)
     batch = dataclasses.replace(
         batch,
         tokens=gather(batch.tokens, index),
@@ -279,7 +276,7 @@ def within_horizon(batch: TokenBatch, mask: Mask) -> tuple[TokenBatch, Mask]:
     return batch, Mask(mask.visible.gather(1, index), mask.masked.gather(1, index))
 
 
-def first(chosen: Tensor) -> Tensor:
+def compact_index(chosen: Tensor) -> Tensor:
     """(B, N) bool -> (B, V) places of the chosen ones, in their order; V is the most that a row has, and rows with
     fewer are filled up with places that are not chosen."""
     return (~chosen).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(chosen.sum(1).max())]

@@ -5,17 +5,17 @@ B batch, N tokens, C token channels, D model width, T steps, M tokens revealed i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from djepa_mm.core.djepa import DJEPA
 from djepa_mm.core.masking import Order, Schedule, reveal_keys, reveal_schedule
-from djepa_mm.types import Condition, Progress
+from djepa_mm.core.types import Condition
 
 GuidanceSchedule = Literal["constant", "linear"]
 
@@ -24,12 +24,12 @@ GuidanceSchedule = Literal["constant", "linear"]
 class Sampler:
     """How to sample. The head's own steps are the head's matter.
 
-    steps: T. guidance: s, 1 is none. guidance_schedule: `constant`, or `linear`: s_n = 1 + (s − 1) · (share known
+    ar_steps: T. guidance: s, 1 is none. guidance_schedule: `constant`, or `linear`: s_n = 1 + (s − 1) · (share known
     after step n). temperature: scales the head's noise. order: in which the places are revealed. schedule: how many
     of them in each step. horizon: how many places the predictor fills in at once, as in training; None is all of them.
     """
 
-    steps: int = 64
+    ar_steps: int = 64
     guidance: float = 1.0
     guidance_schedule: GuidanceSchedule = "linear"
     temperature: float = 1.0
@@ -38,7 +38,7 @@ class Sampler:
     horizon: int | None = None
 
     @torch.no_grad()
-    def sample(
+    def __call__(
         self,
         model: DJEPA,
         *,
@@ -48,7 +48,7 @@ class Sampler:
         generators: Sequence[torch.Generator],
         tokens: Tensor | None = None,
         known: Tensor | None = None,
-        progress: Progress | None = None,
+        progress: Callable[[int, int], Any] | None = None,
     ) -> Tensor:
         """Sample every valid token that is not known -> (B, N, C) fp32; padding is 0.
 
@@ -62,24 +62,24 @@ class Sampler:
         tokens, known = tokens.float() * known[..., None], known & valid
         free = (valid & ~known).cpu()
         orders = [self._order(*row) for row in zip(free, positions.cpu(), generators, strict=True)]
-        schedules = [[0, *reveal_schedule(len(order), self.steps, self.schedule)] for order in orders]
+        schedules = [[0, *reveal_schedule(len(order), self.ar_steps, self.schedule)] for order in orders]
 
-        for step in range(self.steps):
+        for step in range(self.ar_steps):
             revealed = [o[s[step] : s[step + 1]] for o, s in zip(orders, schedules, strict=True)]
             counts = [len(r) for r in revealed]
             if any(counts):
                 rows = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(device)  # (M,)
                 places = torch.cat(revealed).to(device)  # (M,)
-                there = valid
+                in_sequence = valid
                 if self.horizon is not None:
-                    there = known.clone()
+                    in_sequence = known.clone()
                     for n, (order, count) in enumerate(zip(orders, counts, strict=True)):
                         begin = schedules[n][step]
-                        there[n, order[begin : begin + max(count, self.horizon)].to(device)] = True
-                z = model.features(tokens, positions, known, there, condition)[rows, places]
+                        in_sequence[n, order[begin : begin + max(count, self.horizon)].to(device)] = True
+                z = model.features(tokens, positions, known, in_sequence, condition)[rows, places]
                 z_null, guidance = None, self._guidance(known, valid, torch.tensor(counts, device=device))[rows, None]
                 if self.guidance != 1:
-                    z_null = model.features(tokens, positions, known, there, condition, null=True)[rows, places]
+                    z_null = model.features(tokens, positions, known, in_sequence, condition, null=True)[rows, places]
                 new = model.head.sample(
                     z,
                     noise=partial(draw_noise, generators, counts, model.token_dim, device),
@@ -90,7 +90,7 @@ class Sampler:
                 tokens[rows, places] = new.float()
                 known[rows, places] = True
             if progress is not None:
-                progress(step + 1, self.steps)
+                progress(step + 1, self.ar_steps)
         return tokens
 
     def _order(self, free: Tensor, positions: Tensor, generator: torch.Generator) -> Tensor:

@@ -8,31 +8,24 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from djepa_mm.core.types import TokenBatch
 from djepa_mm.recipe.schema import BatchConfig
-from djepa_mm.types import BrokenItem, Condition, Item, MediaSpec, Progress, Source, TokenBatch, Tokenizer, UserError
+from djepa_mm.types import BrokenItem, ConditionKind, Item, MediaSpec, Progress, Source, Tokenizer, UserError
 
 BUCKET_BATCHES = 32  # items of this many batches are sorted by length together
 
 
-class MakeCondition(Protocol):
-    def __call__(self, items: Sequence[Item], num_tokens: Sequence[int]) -> Condition: ...
-
-    def clean(self, text: str | None) -> str | None:
-        """The text as the model knows it. Raises BrokenItem where it cannot be used."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
-class Place:
+class Cursor:
     """Where in the data a run stands: the next batch to read."""
 
     epoch: int = 0
@@ -49,23 +42,25 @@ class Corpus:
         self,
         source: Source,
         tokenizer: Tokenizer,
-        make_condition: MakeCondition,
+        condition: ConditionKind[Any],
         config: BatchConfig,
         *,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.source, self.tokenizer, self.make_condition = source, tokenizer, make_condition
+        self.source, self.tokenizer, self.condition = source, tokenizer, condition
         self.config, self.seed, self.device = config, seed, torch.device(device)
         self.broken: dict[str, str] = {}
-        self.specs: dict[int, MediaSpec] = {}  # by index; broken items are not in it
-        self._cache: dict[int, tuple[Item, Tensor]] = {}
+        self.specs: dict[int, MediaSpec] = {}  # by index, as the headers say; broken items are not in it
+        self.values: dict[int, Any] = {}  # of the condition, likewise
+        self._cache: dict[int, Encoded] = {}
         for index in range(len(source)):
             try:
-                make_condition.clean(source.text(index))
-                self.specs[index] = tokenizer.spec_of(source.shape(index))
+                value, spec = condition.read(source.entry(index)), tokenizer.spec_of(source.shape(index))
             except (BrokenItem, UserError) as error:  # UserError: of a size that the tokenizer cannot take
                 self._report(index, str(error))
+            else:
+                self.values[index], self.specs[index] = value, spec
         if not self.specs:
             raise UserError(f"the corpus has no readable item among {len(source)}: {self._example()}")
         self._check_share()
@@ -94,8 +89,7 @@ class Corpus:
             item = self.read(index)
             if item is not None:
                 tokens = self.tokenizer.encode(item.media[None].to(self.device))[0].cpu()
-                light = Item(media=torch.empty(0), label=item.label, text=item.text)
-                self._cache[index] = (light, tokens)
+                self._cache[index] = Encoded(tokens, self.tokenizer.spec_of(tuple(item.media.shape)))
             if progress is not None:
                 progress(done + 1, len(self.specs))
 
@@ -131,7 +125,7 @@ class Corpus:
                 batch.append(index)
         return batches
 
-    def batches(self, start: Place) -> Iterator[tuple[TokenBatch, Place]]:
+    def batches(self, start: Cursor) -> Iterator[tuple[TokenBatch, Cursor]]:
         """Batches without end from a place on, tokens on the device, each with the place that follows it."""
         epoch, skip = start.epoch, start.batch
         while True:
@@ -148,7 +142,7 @@ class Corpus:
                 batch = self._tokenize(rows)
                 if batch is not None:
                     trained = True
-                    yield batch, Place(epoch, number)
+                    yield batch, Cursor(epoch, number)
             if not trained and skip == 0:
                 raise UserError(f"no item of the corpus can be read: {self._example()}")
             epoch, skip = epoch + 1, 0
@@ -156,46 +150,46 @@ class Corpus:
     def _tokenize(self, rows: Sequence[_Row]) -> TokenBatch | None:
         whole = []
         for row in rows:
-            if row.item is None:
-                self._report(row.index, row.reason)
+            try:
+                if isinstance(row.content, str):
+                    raise BrokenItem(row.content)
+                if isinstance(row.content, Tensor):
+                    self.tokenizer.spec_of(tuple(row.content.shape))
+            except (BrokenItem, UserError) as error:  # UserError: of a size that the tokenizer cannot take
+                self._report(row.index, str(error))
             else:
                 whole.append(row)
         if len(whole) < len(rows):
             self._check_share()
         if not whole:
             return None
-        encoded: dict[int, Tensor] = {}
-        alike = defaultdict(list)  # rows whose media have one shape are encoded together
-        for n, row in enumerate(whole):
-            if row.tokens is not None:
-                encoded[n] = row.tokens
-            else:
-                alike[tuple(row.media.shape)].append(n)
-        for group in alike.values():
-            stack = torch.stack([whole[n].media for n in group]).to(self.device)
-            encoded.update(zip(group, self.tokenizer.encode(stack), strict=True))
-        tokens = [encoded[n] for n in range(len(whole))]
-        counts = [len(t) for t in tokens]
+        encoded = self._encoded([row.content for row in whole if not isinstance(row.content, str)])
+        counts = [len(one.tokens) for one in encoded]
         return TokenBatch(
-            tokens=pad_sequence(tokens, batch_first=True),
-            positions=pad_sequence([self.specs[r.index].positions() for r in whole], batch_first=True),
+            tokens=pad_sequence([one.tokens for one in encoded], batch_first=True),
+            positions=pad_sequence([one.spec.positions() for one in encoded], batch_first=True),
             valid=torch.arange(max(counts)) < torch.tensor(counts)[:, None],
-            condition=self.make_condition([self._clean(r.item) for r in whole if r.item is not None], counts),
+            condition=self.condition.encode([self.values[row.index] for row in whole], counts),
         )
 
-    def _clean(self, item: Item) -> Item:
-        return replace(item, text=self.make_condition.clean(item.text))
-
-    def texts(self) -> tuple[list[str], list[int]]:
-        """Text and media tokens of every item that has a text."""
-        pairs = [(self.make_condition.clean(self.source.text(i)), s.num_tokens) for i, s in self.specs.items()]
-        whole = [(text, count) for text, count in pairs if text is not None]
-        return [text for text, _ in whole], [count for _, count in whole]
+    def _encoded(self, contents: Sequence[Encoded | Tensor]) -> list[Encoded]:
+        """Media of one shape are encoded together. Their sizes are those that were read, whatever the headers said."""
+        found = {n: content for n, content in enumerate(contents) if isinstance(content, Encoded)}
+        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for n, content in enumerate(contents):
+            if isinstance(content, Tensor):
+                alike[tuple(content.shape)].append(n)
+        for shape, group in alike.items():
+            spec = self.tokenizer.spec_of(shape)
+            media = torch.stack([contents[n] for n in group])  # type: ignore[misc]  # tensors, all of them
+            tokens = self.tokenizer.encode(media.to(self.device))
+            found.update({n: Encoded(row, spec) for n, row in zip(group, tokens, strict=True)})
+        return [found[n] for n in range(len(contents))]
 
     # --- the report
 
     def _report(self, index: int, reason: str) -> None:
-        self.broken[self.source.name(index)] = reason
+        self.broken[self.source.entry(index).name] = reason
 
     def _example(self) -> str:
         return next((f"{name}: {reason}" for name, reason in self.broken.items()), "none is there")
@@ -230,22 +224,23 @@ class ReadsAhead(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded:
+    """The tokens of one item, and the size of its media."""
+
+    tokens: Tensor  # (N, C)
+    spec: MediaSpec
+
+
+@dataclass(frozen=True, slots=True)
 class _Row:
-    """What a reading process hands over: a whole item, its cached tokens, or the reason why there is none."""
+    """What a reading process hands over: the media, their cached tokens, or the reason why there are none."""
 
     index: int
-    item: Item | None = None
-    tokens: Tensor | None = None
-    reason: str = ""
-
-    @property
-    def media(self) -> Tensor:
-        assert self.item is not None
-        return self.item.media
+    content: Tensor | Encoded | str
 
 
 class _Reading(Dataset[_Row]):
-    def __init__(self, source: Source, cache: dict[int, tuple[Item, Tensor]]) -> None:
+    def __init__(self, source: Source, cache: dict[int, Encoded]) -> None:
         self.source, self.cache = source, cache
 
     def __len__(self) -> int:
@@ -257,15 +252,14 @@ class _Reading(Dataset[_Row]):
             return [self[index] for index in indices]
         items = self.source.read_all(indices)
         return [
-            _Row(index, reason=str(item)) if isinstance(item, BrokenItem) else _Row(index, item)
+            _Row(index, str(item) if isinstance(item, BrokenItem) else item.media)
             for index, item in zip(indices, items, strict=True)
         ]
 
     def __getitem__(self, index: int) -> _Row:
         if index in self.cache:
-            item, tokens = self.cache[index]
-            return _Row(index, item, tokens)
+            return _Row(index, self.cache[index])
         try:
-            return _Row(index, self.source.read(index))
+            return _Row(index, self.source.read(index).media)
         except BrokenItem as error:
-            return _Row(index, reason=str(error))
+            return _Row(index, str(error))

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from djepa_mm.core.sampler import Sampler
-from djepa_mm.generation.pipeline import Generation, Job, Request
+from djepa_mm.generation.pipeline import Pipeline
+from djepa_mm.generation.request import Job, Request
 from djepa_mm.types import MediaSpec, Progress, UserError
 
 
@@ -28,7 +29,7 @@ class Edit:
 
 
 def run_edits(
-    generation: Generation,
+    pipeline: Pipeline,
     edits: Sequence[Edit],
     *,
     sampler: Sampler | None = None,
@@ -37,12 +38,12 @@ def run_edits(
 ) -> list[Tensor]:
     """The edited media, in their order; what is kept has the original's own samples or pixels."""
     jobs = [edit.job for edit in edits]
-    media = generation.sample(jobs, sampler=sampler, batch_size=batch_size, progress=progress)
-    return [generation.tokenizer.blend(edit.original, new, edit.kept) for edit, new in zip(edits, media, strict=True)]
+    media = pipeline.run_jobs(jobs, sampler=sampler, batch_size=batch_size, progress=progress)
+    return [pipeline.tokenizer.media.blend(edit.original, new, edit.kept) for edit, new in zip(edits, media, strict=True)]
 
 
 def replace_span(
-    generation: Generation,
+    pipeline: Pipeline,
     media: Tensor,
     request: Request,
     *,
@@ -57,15 +58,15 @@ def replace_span(
     None is as long as what goes out, and at the clip's end as long as the request's text still needs. The request's
     text is that of the whole clip after the edit. Raises UserError for a span that does not fit the clip.
     """
-    generation.check(request)
-    tokenizer = generation.tokenizer
-    rate = tokenizer.tokens_per_s
-    if rate is None:
+    tokenizer = pipeline.tokenizer
+    if tokenizer.media.per_second is None:
         raise UserError("--from and --to: this model's media have no time; edit a picture with --mask")
+    rate = tokenizer.media.per_second / tokenizer.span[0]  # tokens a second
     if media.dim() > 1:
         if (start_s is None and stop_s is None) or new_s is not None:
             raise UserError("this model's clips have one length: give --from, --to or --mask, and no --seconds")
-        return in_paint(generation, media, request, torch.ones(media.shape[-2:]).bool(), start_s=start_s, stop_s=stop_s)
+        return in_paint(pipeline, media, request, torch.ones(media.shape[-2:]).bool(), start_s=start_s, stop_s=stop_s)
+    value = pipeline.condition.parse(request.condition)
     per_token, length = tokenizer.span[0], len(media)
     count, _, _ = tokenizer.spec_of((length,)).grid
     seconds = length / per_token / rate
@@ -76,7 +77,7 @@ def replace_span(
         if not new_s > 0:
             raise UserError(f"--seconds {new_s:g}: the new part needs a length above 0")
         new = max(1, round(new_s * rate))
-    elif stop_s is None and (expected := generation.expected_tokens(request)) is not None:
+    elif stop_s is None and (expected := pipeline.condition.length(value)) is not None:
         new = max(1, round(expected) - start)
     elif stop > start:
         new = stop - start
@@ -94,11 +95,11 @@ def replace_span(
     kept = torch.ones(len(original), dtype=torch.bool)
     kept[start * per_token : start * per_token + blank_length] = False
     assert spec.num_tokens == len(tokens), f"{spec} for {len(tokens)} tokens"
-    return Edit(job=Job(request=request, spec=spec, tokens=tokens, known=known), original=original, kept=kept)
+    return Edit(job=Job(value=value, seed=request.seed, spec=spec, tokens=tokens, known=known), original=original, kept=kept)
 
 
 def in_paint(
-    generation: Generation,
+    pipeline: Pipeline,
     media: Tensor,
     request: Request,
     mask: Tensor,
@@ -112,8 +113,8 @@ def in_paint(
     the mask touches is generated; of it, only what the mask covers is shown. Raises UserError for a mask of another
     size, for one that covers nothing, and for times that do not fit.
     """
-    generation.check(request)
-    tokenizer = generation.tokenizer
+    value = pipeline.condition.parse(request.condition)
+    tokenizer = pipeline.tokenizer
     axes = tuple(media.shape[1:])
     if len(axes) < 2:
         raise UserError("--mask: this model's media are not pictures; edit a clip with --from and --to")
@@ -124,9 +125,9 @@ def in_paint(
     if not mask.any():
         raise UserError("--mask: nothing is white in it; what is white is painted anew")
     if start_s is not None or stop_s is not None:
-        if tokenizer.tokens_per_s is None:
+        if tokenizer.media.per_second is None:
             raise UserError("--from and --to: a picture has no time; edit it with --mask alone")
-        frame_rate, start_s = tokenizer.tokens_per_s * tokenizer.span[0], start_s or 0.0
+        frame_rate, start_s = tokenizer.media.per_second, start_s or 0.0
         _check_times(axes[0] / frame_rate, start_s, stop_s)
         mask = mask.clone()
         mask[: math.floor(start_s * frame_rate + 1e-6)] = False
@@ -139,28 +140,32 @@ def in_paint(
     touched = functional.adaptive_max_pool3d(functional.pad(volume, (0, 0, 0, 0, short, 0)), spec.grid)
     known = touched.flatten() == 0
     tokens = tokenizer.encode(media[None])[0]
-    job = Job(request=request, spec=spec, tokens=tokens * known[:, None], known=known)
+    job = Job(value=value, seed=request.seed, spec=spec, tokens=tokens * known[:, None], known=known)
     return Edit(job=job, original=media, kept=~mask)
 
 
-def clip_spec(generation: Generation) -> MediaSpec:
+def clip_spec(pipeline: Pipeline) -> MediaSpec:
     """Size of the clips that a model makes. Raises UserError for a model of other media."""
-    tokenizer = generation.tokenizer
-    if tokenizer.tokens_per_s is None or tokenizer.sample_rate_hz is not None:
+    tokenizer = pipeline.tokenizer
+    try:
+        spec = tokenizer.spec_for()
+    except UserError:  # of any length, such as sounds
+        spec = None
+    if spec is None or len(spec.shape) != 4:
         raise UserError("first and last frames are for models of clips; this model makes none")
-    return tokenizer.spec_for()
+    return spec
 
 
 def given_frames(
-    generation: Generation, request: Request, *, first: Tensor | None = None, last: Tensor | None = None
+    pipeline: Pipeline, request: Request, *, first: Tensor | None = None, last: Tensor | None = None
 ) -> Edit:
     """Complete a clip from its first frames, from its last ones, or from both: prediction, or what lies between.
 
     first, last: (C, k, H, W) in [-1, 1], of the model's channels and size, at least one of the two. Raises UserError
     where they do not fit, do not fill whole tokens or leave nothing to generate, and for a model of other media.
     """
-    generation.check(request)
-    tokenizer, spec = generation.tokenizer, clip_spec(generation)
+    value = pipeline.condition.parse(request.condition)
+    tokenizer, spec = pipeline.tokenizer, clip_spec(pipeline)
     (count, rows, columns), (channels, frames, height, width) = spec.grid, spec.shape
     per_token = tokenizer.span[0]
     short = count * per_token - frames  # of the first token: the first latent of a VAE may stand for one frame
@@ -190,7 +195,7 @@ def given_frames(
     known = torch.zeros(count, dtype=torch.bool)
     known[(places + short) // per_token] = True
     known = known.repeat_interleave(rows * columns)
-    job = Job(request=request, spec=spec, tokens=tokenizer.encode(held[None])[0] * known[:, None], known=known)
+    job = Job(value=value, seed=request.seed, spec=spec, tokens=tokenizer.encode(held[None])[0] * known[:, None], known=known)
     return Edit(job=job, original=held, kept=kept[:, None, None].expand(frames, height, width))
 
 

@@ -1,0 +1,1 @@
+"""Recipes: what they say, how they are read, what is built from them."""

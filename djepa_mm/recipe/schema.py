@@ -1,85 +1,22 @@
-"""Recipes: one YAML file is one runnable experiment. Strict, typed, and clear about mistakes.
+"""What a recipe says, section by section: one YAML file is one runnable experiment. Strict and typed.
 
-The `data` and `tokenizer` sections are defined beside the source or tokenizer that they build; they are found by
-looking through `djepa_mm.data.sources` and `djepa_mm.tokenizers`, so a new modality needs no change here.
+The sections `data`, `tokenizer` and `condition` are defined beside the source, the tokenizer or the kind of condition
+that they build; they are found by looking through `djepa_mm.data.sources`, `djepa_mm.tokenizers` and
+`djepa_mm.conditions`, so that a new one needs no change here.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import json
 import pkgutil
-import re
-from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_origin
 
-import yaml
-from pydantic import (
-    BaseModel,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    create_model,
-    model_validator,
-)
-from pydantic_core import ErrorDetails
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, create_model, model_validator
 
 from djepa_mm.core.masking import Order, Schedule
-from djepa_mm.layout import part_folder
-from djepa_mm.types import Config, UserError
-
-Schema = TypeVar("Schema", bound=Config)
-Probability = Annotated[float, Field(ge=0, le=1)]
-FOLDER = part_folder("recipes")
-
-
-# --- sections ---------------------------------------------------------------------------------------------------------
-
-
-class NoConditionConfig(Config):
-    kind: Literal["none"]
-    buffer_tokens: PositiveInt = 64
-    """Learned tokens at the head of the context encoder's sequence."""
-
-    @property
-    def drop(self) -> float:
-        return 0.0
-
-
-class ClassConditionConfig(Config):
-    kind: Literal["class"]
-    buffer_tokens: PositiveInt = 64
-    """Learned tokens at the head of the context encoder's sequence; each carries the class."""
-    classes: PositiveInt | None = None
-    """How many classes the corpus has to have; given, the model's size is known without the corpus."""
-    drop: Probability = 0.1
-    """Probability that the class is dropped in training; guidance needs it above 0."""
-
-
-class TextConditionConfig(Config):
-    kind: Literal["text"]
-    units: Literal["characters", "phonemes"] = "characters"
-    """What the model reads: the text's own characters, or the phonemes that espeak-ng finds for its English words."""
-    characters: Annotated[str, Field(min_length=1)]
-    """Every unit that the model knows. Other characters are left out of training texts and refused in generation."""
-    normalize: Literal["english", "none"] = "english"
-    """Write numbers, years, money, abbreviations and the like out as English words first."""
-    lowercase: bool = True
-    """Fold texts to lower case."""
-    sentences: bool = False
-    """Generate long texts sentence by sentence, and join the parts in time."""
-    layout: Literal["paced", "stretched", "plain"] = "paced"
-    """Lay the symbols along the media's time axis, each as long as it is expected to last or evenly; or count them."""
-    buffer_tokens: PositiveInt = 4
-    """Learned tokens at the head of the context encoder's sequence."""
-    drop: Probability = 0.1
-    """Probability that the text is dropped in training; guidance needs it above 0."""
+from djepa_mm.recipe.presets import PRESETS
+from djepa_mm.types import Config, Probability
 
 
 class ModelConfig(Config):
@@ -117,16 +54,6 @@ class ModelConfig(Config):
     def fixed_grid(self) -> bool:
         """Whether all media must have one grid of tokens."""
         return self.positions != "rotary"
-
-
-PRESETS = {
-    "tiny": {"width": 128, "depth": 4, "heads": 4, "head_blocks": 3, "head_width": 256},
-    "small": {"width": 256, "depth": 4, "heads": 4, "head_blocks": 3, "head_width": 512},
-    # D-JEPA's models for ImageNet 256² (method: table of sizes)
-    "base": {"width": 768, "depth": 12, "heads": 12, "head_blocks": 6, "head_width": 1024},
-    "large": {"width": 1024, "depth": 24, "heads": 16, "head_blocks": 8, "head_width": 1280},
-    "huge": {"width": 1280, "depth": 32, "heads": 16, "head_blocks": 12, "head_width": 1536},
-}
 
 
 class FlowConfig(Config):
@@ -256,7 +183,7 @@ class Recipe(Config):
     """Names the run folder, runs/<name>."""
     data: Any  # a SourceConfig; `schema_class` puts the union of those that are there
     tokenizer: Any  # a TokenizerConfig, likewise
-    condition: Annotated[ClassConditionConfig | TextConditionConfig | NoConditionConfig, Field(discriminator="kind")]
+    condition: Any  # a ConditionConfig, likewise
     model: ModelConfig
     head: Annotated[FlowConfig | DiffusionConfig, Field(discriminator="kind")]
     mask: MaskConfig = MaskConfig()
@@ -268,10 +195,11 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if self.condition.kind == "text" and self.model.fixed_grid:
-            raise ValueError("a text condition has no fixed grid: set model.positions to rotary")
-        if self.condition.kind == "text" and "t" not in self.model.axes:
-            raise ValueError("a text condition lies on the time axis: add t to model.axes")
+        kind, along = self.condition.kind, self.condition.along
+        if along and self.model.fixed_grid:
+            raise ValueError(f"a condition of the kind {kind} has no fixed grid: set model.positions to rotary")
+        if missing := [axis for axis in along if axis not in self.model.axes]:
+            raise ValueError(f"a condition of the kind {kind} lies on the axis {missing[0]}: add it to model.axes")
         if self.sample.guidance != 1 and self.condition.drop == 0:
             raise ValueError(
                 f"sample.guidance {self.sample.guidance} needs a model trained without its condition too: "
@@ -299,179 +227,12 @@ def sections(package: str, tag: str) -> Any:
 
 @cache
 def schema_class() -> type[Recipe]:
-    """The recipe's model with all sources and tokenizers that are there."""
+    """The recipe's model with all sources, tokenizers and kinds of condition that are there."""
     return create_model(
         "Recipe",
         __base__=Recipe,
         __doc__=Recipe.__doc__,
         data=(sections("djepa_mm.data.sources", "source"), ...),
         tokenizer=(sections("djepa_mm.tokenizers", "kind"), ...),
+        condition=(sections("djepa_mm.conditions", "kind"), ...),
     )
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's idea of numbers (1e-4 is one), no dates, and no key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a word", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def packaged_recipes() -> dict[str, Path]:
-    """Recipes that come with the package, by name."""
-    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
-
-
-def find_recipe(name: str) -> Path:
-    """A file's path, or the name of a packaged recipe (`digits`, `recipes/digits.yaml`)."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    packaged = packaged_recipes()
-    if path.stem in packaged and path.suffix in ("", ".yaml") and str(path.parent) in (".", "recipes"):
-        return packaged[path.stem]
-    near = difflib.get_close_matches(path.stem, packaged, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"no recipe {name!r}: {hint}A recipe is a YAML file or one of {', '.join(packaged)}")
-
-
-def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read, override (`a.b=c`, c in YAML) and check a recipe. Raises UserError, one line, for any mistake."""
-    return load_as(schema_class(), name, overrides)
-
-
-def load_as(schema: type[Schema], name: str | Path, overrides: Sequence[str] = ()) -> Schema:
-    """As `load_recipe`, for any kind of recipe. A file's top-level `kind` tells those that are not for D-JEPA."""
-    path = find_recipe(str(name))
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: {_yaml_problem(error)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections, not {type(raw).__name__}")
-    if (kind := raw.get("kind")) is not None and "kind" not in schema.model_fields:
-        raise UserError(f"{path}: a recipe of the kind {kind}; train it: djepa-mm {kind} train {name}")
-    for override in overrides:
-        _apply(raw, override)
-    return parse_recipe(schema, raw, str(path), overrides)
-
-
-def parse_recipe(schema: type[Schema], raw: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> Schema:
-    """Check a recipe given as plain data; `origin` is what an error names as its file."""
-    try:
-        return schema.model_validate_json(json.dumps(raw))
-    except ValidationError as error:
-        raise UserError(_problem(error.errors()[0], schema, origin, overrides)) from None
-
-
-def dump_recipe(recipe: Config) -> str:
-    """YAML of the resolved recipe, every default written out."""
-    return yaml.safe_dump(recipe_data(recipe), sort_keys=False, allow_unicode=True)
-
-
-def recipe_data(recipe: Config) -> dict[str, Any]:
-    return json.loads(recipe.model_dump_json(serialize_as_any=True))
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"--set {override}: write it as section.key=value, e.g. --set optim.lr=1e-4")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: {_yaml_problem(error)}") from None
-    *parents, last = key.strip().split(".")
-    place = raw
-    for parent in parents:
-        place = place.setdefault(parent, {})
-        if not isinstance(place, dict):
-            raise UserError(f"--set {override}: {parent!r} holds a value, not a section")
-    place[last] = value
-
-
-# --- errors -----------------------------------------------------------------------------------------------------------
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    if isinstance(error, yaml.MarkedYAMLError):
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        return f"{where}{error.problem} (plain YAML only)"
-    return " ".join(str(error).split())
-
-
-def _problem(error: ErrorDetails, schema: type[BaseModel], origin: str, overrides: Sequence[str]) -> str:
-    """One line: file, key, value, what was expected, nearest valid name."""
-    models, keys = [schema], []
-    for part in error["loc"]:
-        tagged = [m for m in models if part in _tags(m)]
-        if tagged and not any(part in m.model_fields for m in models):
-            models = tagged  # a union's tag, not a key
-            continue
-        keys.append(str(part))
-        if part != error["loc"][-1]:
-            models = [
-                n for m in models if part in m.model_fields for n in _models(m.model_fields[str(part)].annotation)
-            ]
-    key = ".".join(keys)
-    by_override = any(o.split("=")[0].strip() == key for o in overrides)
-    where = f"--set {key}" if by_override else f"{origin}: {key}" if key else origin
-    kind, value = error["type"], error["input"]
-    if kind == "extra_forbidden":
-        known = sorted({name for m in models for name in m.model_fields})
-        near = difflib.get_close_matches(keys[-1], known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"{where}: unknown key (value {value!r}); {hint}Known here: {', '.join(known)}"
-    if kind == "missing":
-        return f"{where}: this key is required and is not there"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tag = error["ctx"]["discriminator"].strip("'")
-        tags = error["ctx"].get("expected_tags", "")
-        given = error["ctx"].get("tag")
-        near = difflib.get_close_matches(str(given), tags.replace("'", "").split(", "), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"{where}.{tag}: expected {tags or 'one'}, got {given!r}{hint}" if given else f"{where}.{tag}: required"
-    if kind == "value_error":
-        return f"{origin}: {error['ctx']['error']}"
-    if kind == "literal_error":
-        near = difflib.get_close_matches(str(value), error["ctx"]["expected"].replace("'", "").split(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"{where}: expected {error['ctx']['expected']}, got {value!r}{hint}"
-    message = error["msg"].replace("Input should be", "expected").replace("valid ", "")
-    return f"{where}: {message}, got {value!r}"
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """Every pydantic model in an annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
-
-
-def _tags(model: type[BaseModel]) -> set[str]:
-    fields = (model.model_fields.get(name) for name in ("kind", "source"))
-    return {tag for f in fields if f is not None for tag in get_args(f.annotation)}

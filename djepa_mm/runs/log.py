@@ -24,7 +24,8 @@ Advance = Callable[..., None]
 def run_bar(console: Console, what: str, start: float = 0.0) -> Iterator[Advance]:
     """A live bar; yields advance(share, text): the share that is done, in [0, 1], and what is shown behind it.
 
-    Where the console is no terminal, the texts are printed line by line instead."""
+    Where the console is neither a terminal nor a notebook, the texts are printed line by line instead."""
+    live = console.is_terminal or console.is_jupyter
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -34,7 +35,7 @@ def run_bar(console: Console, what: str, start: float = 0.0) -> Iterator[Advance
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not live,
     )
     with bar:
         task = bar.add_task(what, total=1.0, text="")
@@ -44,7 +45,7 @@ def run_bar(console: Console, what: str, start: float = 0.0) -> Iterator[Advance
             bar.update(task, completed=share)
             if text is not None:
                 bar.update(task, text=text)
-                if not console.is_terminal:
+                if not live:
                     console.print(text, soft_wrap=True)
 
         yield advance

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import re
-import signal
+import json
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
-from djepa_mm.conditions.text import Pace
-from djepa_mm.core.averaging import warmed_decay
-from djepa_mm.core.djepa import DJEPA, Losses
-from djepa_mm.data.corpus import Corpus, Place
-from djepa_mm.generation.pipeline import TOKENIZER, Generation, Request, load_weights, sheet
-from djepa_mm.recipe.build import Conditions, build_model, count_classes
-from djepa_mm.recipe.schema import OptimConfig, Recipe, dump_recipe, load_recipe
-from djepa_mm.runs.checkpoint import Checkpoint, checkpoints, find_checkpoint, read_state, read_tensors, save_checkpoint
+from djepa_mm.core.averaging import update_average, warmed_decay
+from djepa_mm.data.corpus import Cursor
+from djepa_mm.errors import UserError
+from djepa_mm.recipe.load import dump_recipe
 from djepa_mm.runs.log import append_log, cut_log, run_bar
-from djepa_mm.types import Source, Tokenizer, UserError
+from djepa_mm.training.callbacks import Callback
+from djepa_mm.training.interrupts import interruptible
+from djepa_mm.training.optimizers import learning_rate
+from djepa_mm.training.task import Task
+from djepa_mm.weights import checkpoints, find_checkpoint
 
-FEW_WORDS = 100  # of a corpus; so many a recogniser can be told to listen for
-FLOOR = 0.02  # share of the learning rate that a cosine schedule ends at
 
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a call of `train` ended."""
+    """How a training ended."""
 
     run: Path
     step: int
@@ -41,7 +36,7 @@ class Outcome:
 
 
 class Trainer:
-    """A run: its model, optimiser, data and random states, all of which a checkpoint brings back.
+    """A run: a task, taken through its recipe's steps or minutes, with all that it leaves in its folder.
 
     Resuming continues exactly: the same batches, masks, noise and schedule as if the run had never stopped. Only
     `optim.minutes`, which reads the clock, can make two runs differ.
@@ -49,324 +44,163 @@ class Trainer:
 
     def __init__(
         self,
-        recipe: Recipe,
+        task: Task,
         out: Path,
         *,
-        resume: bool,
-        device: torch.device,
-        console: Console,
-        start: Path | None = None,
+        resume: bool = False,
+        console: Console | None = None,
+        callbacks: Sequence[Callback] = (),
+        stop: threading.Event | None = None,
     ) -> None:
-        self.recipe, self.out, self.device, self.console = recipe, out, device, console
-        source = recipe.data.build()
-        tokenizer = recipe.tokenizer.build()
-        self._check_fit(source, tokenizer)
-        torch.manual_seed(recipe.run.seed)
-        with device:
-            self.model = build_model(recipe, tokenizer, count_classes(recipe, len(source.classes)))
-        conditions = Conditions(recipe)
-        self.corpus = Corpus(source, tokenizer, conditions, recipe.batch, seed=recipe.run.seed, device=device)
-        if recipe.model.fixed_grid and len({spec.grid for spec in self.corpus.specs.values()}) > 1:
-            kind = recipe.model.positions
-            raise UserError(f"model.positions is {kind}, but this corpus' media vary in size: set it to rotary")
-        words: set[str] = set()
-        if conditions.vocabulary is not None:
-            texts, counts = self.corpus.texts()
-            words = {word for text in texts for word in re.findall(r"[\w']+", text.lower())}
-            encoded = [conditions.vocabulary.encode(text) for text in texts]
-            conditions.pace = Pace.fit(encoded, counts, len(conditions.vocabulary.symbols))
-        self.generation = Generation(
-            recipe,
-            self.model,
-            tokenizer,
-            classes=source.classes if recipe.condition.kind == "class" else (),
-            words=sorted(words) if len(words) <= FEW_WORDS else (),
-            conditions=conditions,
-        )
-        self.optimizers = build_optimizers(self.model, recipe.optim)
-        self.generator = torch.Generator(device).manual_seed(recipe.run.seed)
-        self.step, self.seconds, self.place = 0, 0.0, Place()
+        """Loads the newest checkpoint of `out` where it is resumed. stop: ends the run when it is set, as a signal
+        does. Raises UserError where `out` holds a run already, or none to resume."""
+        self.task, self.state, self.out = task, task.state, out
+        self.console, self.callbacks, self.stop = console or Console(quiet=True), callbacks, stop
+        check_folder(out, resume=resume)
         if resume:
-            self._load(find_checkpoint(out))
-        else:
-            if start is not None:
-                self._start_from(find_checkpoint(start))
-            self.corpus.fit_tokenizer()
-        for request in self._examples():  # a text that cannot be sampled is a mistake to hear of now, not after hours
-            self.generation.check(request)
-        if recipe.batch.cache:
-            with run_bar(self.console, "tokenizing") as advance:
-                self.corpus.fill_cache(lambda done, total: advance(done / total))
+            self.state.load(find_checkpoint(out))
+        with run_bar(self.console, "preparing") as advance:
 
-    def _check_fit(self, source: Source, tokenizer: Tokenizer) -> None:
-        """The corpus gives what the tokenizer takes; learned positions need media of one size."""
-        if source.sample_rate_hz != tokenizer.sample_rate_hz:
-            raise UserError(
-                f"data gives media at {source.sample_rate_hz} Hz, the tokenizer takes {tokenizer.sample_rate_hz} Hz: "
-                "make data.sample_rate_hz and tokenizer.sample_rate_hz agree"
-            )
-        if self.recipe.model.fixed_grid:
-            try:
-                tokenizer.spec_for()
-            except UserError:
-                kind = self.recipe.model.positions
-                raise UserError(
-                    f"model.positions is {kind}, but this tokenizer's media vary in length: set it to rotary"
-                ) from None
+            def progress(done: int, total: int) -> None:
+                advance(done / total)
 
-    # --- the loop
+            if not resume:
+                task.begin(progress)
+            task.prepare(progress)
 
     def run(self) -> Outcome:
         """Train to the end of the recipe, or to an interrupt; either way a checkpoint is left."""
         from torch.utils.tensorboard import SummaryWriter  # a second to import
 
-        recipe, run = self.recipe, self.recipe.run
+        state, settings = self.state, self.task.settings
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        cut_log(self.out / "log.jsonl", self.step)
-        board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step or None)
-        batches = self.corpus.batches(self.place)
-        interrupted = catch_interrupts()
-        self.model.train()
-        began = time.monotonic() - self.seconds
-        window, window_began = [], time.monotonic()
-        with interrupted as stop, run_bar(self.console, "training", self.progress) as advance, board:
-            while not self.done and not stop:
+        (self.out / "recipe.yaml").write_text(dump_recipe(self.task.recipe), encoding="utf-8")
+        cut_log(self.out / "log.jsonl", state.step)
+        board = SummaryWriter(str(self.out / "tensorboard"), purge_step=state.step or None)
+        batches = self.task.batches(state.cursor)
+        for group in self.task.groups.values():
+            group.module.train()
+        began = time.monotonic() - state.seconds
+        window: list[Mapping[str, Tensor]] = []
+        window_began = time.monotonic()
+        with interruptible(self.stop) as stopped, run_bar(self.console, "training", self.progress) as advance, board:
+            while not self.done and not stopped():
                 try:
-                    losses, norm = self._one_step(batches)
+                    window.append(self.one_step(batches))
                 except UserError:  # too much broken data, or a gradient that is not finite: keep what was learned
-                    self.corpus.save_report(self.out / "report.json")
-                    if self.step:
+                    self._write_report()
+                    if state.step:
                         self.save()
                     raise
-                self.seconds = time.monotonic() - began
+                state.seconds = time.monotonic() - began
                 advance(self.progress)
-                window.append(torch.stack([losses.generation.detach(), losses.prediction.detach(), norm]))
-                if self.step % run.log_every == 0 or self.done:
-                    rate = len(window) / (time.monotonic() - window_began)
-                    self._log(board, torch.stack(window).mean(0).tolist(), rate, advance)
+                for callback in self.callbacks:
+                    callback.on_step(state.step, self.progress)
+                if state.step % settings.log_every == 0 or self.done:
+                    per_second = len(window) / (time.monotonic() - window_began)
+                    advance(self.progress, self._log(board, window, per_second))
                     window, window_began = [], time.monotonic()
-                if run.sample_every and self.step % run.sample_every == 0 and not self.done:
-                    self.sample()
-                if self.step % run.save_every == 0 and not self.done:
+                if settings.sample_every and state.step % settings.sample_every == 0 and not self.done:
+                    self.write_samples()
+                if state.step % settings.save_every == 0 and not self.done:
                     self.save()
-                began = time.monotonic() - self.seconds  # samples and checkpoints are not training time
+                began = time.monotonic() - state.seconds  # samples and checkpoints are not training time
+            finished = not stopped()
         folder = self.save()
-        self.corpus.save_report(self.out / "report.json")
-        if not stop:
-            self.sample()
-        self.console.print(f"{'stopped' if stop else 'finished'} at step {self.step}; checkpoint {folder}")
-        if self.corpus.broken:
-            name, reason = next(iter(self.corpus.broken.items()))
+        self._write_report()
+        if finished:
+            self.write_samples()
+        self.console.print(f"{'finished' if finished else 'stopped'} at step {state.step}; checkpoint {folder}")
+        report = self.task.report()
+        if report.broken:
+            name, reason = next(iter(report.broken.items()))
             self.console.print(
-                f"skipped {len(self.corpus.broken)} broken of {len(self.corpus.source)} items, such as {name}: "
+                f"skipped {len(report.broken)} broken of {report.items} items, such as {name}: "
                 f"{reason}; all are named in {self.out / 'report.json'}"
             )
-        return Outcome(run=self.out, step=self.step, finished=not stop)
+        return Outcome(run=self.out, step=state.step, finished=finished)
 
     @property
     def progress(self) -> float:
         """Share of the run that is done, by steps or by minutes, whichever is further."""
-        optim = self.recipe.optim
-        by_time = self.seconds / 60 / optim.minutes if optim.minutes else 0.0
-        return min(1.0, max(self.step / optim.steps, by_time))
+        optim = self.task.optim
+        by_time = self.state.seconds / 60 / optim.minutes if optim.minutes else 0.0
+        return min(1.0, max(self.state.step / optim.steps, by_time))
 
     @property
     def done(self) -> bool:
         return self.progress >= 1
 
-    def _one_step(self, batches: Iterator[tuple[Any, Place]]) -> tuple[Losses, Tensor]:
-        optim = self.recipe.optim
-        batch, place = next(batches)
-        rate = learning_rate(optim, self.step, self.progress)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        bf16 = optim.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
-            losses = self.model.loss(batch.to(self.device), self.generator)
-        self.model.online.zero_grad()
-        losses.total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.online.parameters(), optim.clip)
+    def one_step(self, batches: Iterator[tuple[Any, Cursor]]) -> Mapping[str, Tensor]:
+        """Learn from the next batch and move the averages -> what the log shows, scalars."""
+        batch, cursor = next(batches)
+        lr = learning_rate(self.task.optim, self.state.step, self.progress)
+        for group in (group for optimizer in self.state.optimizers for group in optimizer.param_groups):
+            group["lr"] = lr
+        terms = self.task.learn(batch, self._update, self.progress)
+        update_average(self.state.averaged, self.task.online, warmed_decay(self.state.step, self.task.optim.ema_decay))
+        self.state.step, self.state.cursor = self.state.step + 1, cursor
+        return {name: value.detach().float() for name, value in terms.items()}
+
+    def _update(self, group: str, loss: Tensor) -> Tensor:
+        optim, chosen = self.task.optim, self.task.groups[group]
+        chosen.module.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(chosen.module.parameters(), optim.clip)
         if not bool(norm.isfinite()):
-            raise UserError(f"step {self.step}: the gradient is {norm.item()}; lower optim.lr ({optim.lr}) and resume")
-        for optimizer in self.optimizers:
+            step = self.state.step
+            raise UserError(f"step {step}: the gradient is {norm.item()}; lower optim.lr ({optim.lr}) and resume")
+        for optimizer in chosen.optimizers:
             optimizer.step()
-        self.model.update_average(warmed_decay(self.step, optim.ema_decay))
-        self.step, self.place = self.step + 1, place
-        return losses, norm
+        return norm
 
-    # --- what the person at the terminal sees
+    # --- what the run leaves
 
-    def _log(self, board: Any, means: list[float], rate: float, advance: Any) -> None:
-        generation, prediction, norm = means
-        row = {
-            "step": self.step,
-            "generation": generation,
-            "prediction": prediction,
-            "gradient_norm": norm,
-            "lr": self.optimizers[0].param_groups[0]["lr"],
-            "steps_per_s": rate,
-            "seconds": self.seconds,
-        }
+    def _log(self, board: Any, window: Sequence[Mapping[str, Tensor]], per_second: float) -> str:
+        """Add a line to log.jsonl and TensorBoard's -> what to show of it."""
+        means = {name: torch.stack([terms[name] for terms in window]).mean().item() for name in window[0]}
+        lr = self.state.optimizers[0].param_groups[0]["lr"]
+        row = {"step": self.state.step, **means, "lr": lr, "steps_per_s": per_second, "seconds": self.state.seconds}
         append_log(self.out / "log.jsonl", row)
         for key, value in row.items():
             if key != "step":
-                board.add_scalar(key, value, self.step)
-        steps = f"step {self.step}/{self.recipe.optim.steps}"
-        advance(self.progress, f"{steps}  generation {generation:.4f}  prediction {prediction:.4f}  {rate:.2f} steps/s")
+                board.add_scalar(key, value, self.state.step)
+        for callback in self.callbacks:
+            callback.on_log(row)
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in means.items() if name != "gradient_norm" and value)
+        return f"step {self.state.step}/{self.task.optim.steps}  {losses}  {per_second:.2f} steps/s"
 
-    def sample(self) -> None:
-        """Write what the averaged weights give now: a sheet, and a file an item where it is not a picture."""
-        requests = self._examples()
-        if not requests:
-            return
+    def write_samples(self) -> None:
+        """What the averaged weights give now, in the folder `samples`; it draws nothing from the run's random state."""
         with torch.random.fork_rng(devices=[]):
-            media = self.generation(requests)
-        folder = self.out / "samples"
-        folder.mkdir(exist_ok=True)
-        tokenizer, stem = self.generation.tokenizer, f"step-{self.step:08d}"
-        sheet([tokenizer.preview(item) for item in media]).save(folder / f"{stem}.png")
-        if tokenizer.suffix != ".png":
-            for n, item in enumerate(media):
-                tokenizer.save(item, folder / f"{stem}-{n:02d}{tokenizer.suffix}")
-
-    def _examples(self) -> list[Request]:
-        run = self.recipe.run
-        return self.generation.examples(run.samples, run.texts, run.seed)
-
-    # --- checkpoints
+            files = self.task.write_samples(self.out / "samples", f"step-{self.state.step:08d}")
+        for callback in self.callbacks:
+            callback.on_samples(files)
 
     def save(self) -> Path:
-        generation = self.generation
-        averaged = dict(self.model.averaged.state_dict())
-        averaged |= {TOKENIZER + key: value for key, value in generation.tokenizer.statistics().items()}
-        training = {
-            f"optimizer.{name}.{key}": value
-            for name, parameter in self.model.online.named_parameters()
-            for optimizer in self.optimizers
-            for key, value in optimizer.state.get(parameter, {}).items()
+        """Write a checkpoint now -> its folder."""
+        recipe, keep = dump_recipe(self.task.recipe), self.task.settings.keep
+        folder = self.state.save(self.out / "checkpoints", recipe, keep)
+        for callback in self.callbacks:
+            callback.on_checkpoint(folder)
+        return folder
+
+    def _write_report(self) -> None:
+        """JSON: how many items there are, how many were left out and why, and every broken one with its reason."""
+        found = self.task.report()
+        report = {
+            "items": found.items,
+            "left_out": dict(found.left_out),
+            "broken": len(found.broken),
+            "reasons": dict(found.broken),
         }
-        training["random.generator"] = self.generator.get_state()
-        training["random.torch"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            training["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        checkpoint = Checkpoint(
-            recipe=dump_recipe(self.recipe),
-            state={
-                "step": self.step,
-                "seconds": self.seconds,
-                "place": dataclasses.asdict(self.place),
-                "classes": list(generation.classes),
-                "words": list(generation.words),
-                "pace": dataclasses.asdict(generation.conditions.pace) if generation.conditions.pace else None,
-            },
-            averaged=averaged,
-            online=self.model.online.state_dict(),
-            training=training,
-        )
-        return save_checkpoint(self.out / "checkpoints", checkpoint, self.recipe.run.keep)
-
-    def _start_from(self, checkpoint: Path) -> None:
-        """Take over the averaged weights of another run, for fine-tuning; nothing else of it."""
-        theirs = load_recipe(checkpoint / "recipe.yaml")
-        keys = ("condition", "characters"), ("head", "kind"), ("head", "predicts"), ("model", "rotary_base")
-        for part, key in keys:  # which no shape tells
-            there, here = (getattr(getattr(recipe, part), key, None) for recipe in (theirs, self.recipe))
-            if there != here:
-                raise UserError(f"--from {checkpoint}: its {part}.{key} is {there!r}, here {here!r}; make them agree")
-        found = {k: v for k, v in read_tensors(checkpoint, "averaged").items() if not k.startswith(TOKENIZER)}
-        for module in (self.model.averaged, self.model.online):
-            load_weights(module, found, f"--from {checkpoint}", assign=False)
-
-    def _load(self, checkpoint: Path) -> None:
-        there, here = load_recipe(checkpoint / "recipe.yaml").optim.optimizer, self.recipe.optim.optimizer
-        if there != here:
-            raise UserError(f"--resume {checkpoint}: its optim.optimizer is {there}, here {here}; make them agree")
-        state = read_state(checkpoint)
-        averaged, online, training = (read_tensors(checkpoint, n) for n in ("averaged", "online", "training"))
-        tokenizer = {k.removeprefix(TOKENIZER): averaged.pop(k) for k in list(averaged) if k.startswith(TOKENIZER)}
-        self.generation.tokenizer.load_statistics(tokenizer)
-        for name, module, weights in (
-            ("averaged", self.model.averaged, averaged),
-            ("online", self.model.online, online),
-        ):
-            load_weights(module, weights, f"{checkpoint / name}.safetensors", assign=False)
-        names = {parameter: name for name, parameter in self.model.online.named_parameters()}
-        for optimizer in self.optimizers:
-            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-                prefix = f"optimizer.{names[parameter]}."
-                moments = {k.removeprefix(prefix): v for k, v in training.items() if k.startswith(prefix)}
-                optimizer.state[parameter] = {key: value.to(self.device) for key, value in moments.items()}
-        self.generator.set_state(training["random.generator"])
-        torch.set_rng_state(training["random.torch"])
-        if self.device.type == "cuda" and "random.cuda" in training:
-            torch.cuda.set_rng_state(training["random.cuda"], self.device)
-        self.step, self.seconds, self.place = state["step"], state["seconds"], Place(**state["place"])
+        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+        (self.out / "report.json").write_text(text, encoding="utf-8")
 
 
-def train(
-    recipe: Recipe, out: Path, *, resume: bool, device: torch.device, console: Console, start: Path | None = None
-) -> Outcome:
-    """Train a recipe in the run folder `out`, from scratch or from the weights of the run or checkpoint `start`.
-
-    Raises UserError where `out` holds a run already, or none to resume."""
-    if resume and start is not None:
-        raise UserError("--resume and --from: a run that goes on has its own weights; give one of the two")
-    if not resume and checkpoints(out / "checkpoints"):
+def check_folder(out: Path, *, resume: bool) -> None:
+    """Raises UserError where a run folder holds a run already, or none to resume."""
+    if resume:
+        find_checkpoint(out)
+    elif checkpoints(out / "checkpoints"):
         raise UserError(f"{out}: holds a run already; go on with it: --resume, or choose another folder: --out")
-    try:
-        return Trainer(recipe, out, resume=resume, device=device, console=console, start=start).run()
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"{device} is out of memory: lower batch.size ({recipe.batch.size}) or batch.tokens ({recipe.batch.tokens})"
-        ) from None
-
-
-def build_optimizers(model: DJEPA, optim: OptimConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for all, or Muon for the blocks' matrices and AdamW for the rest.
-
-    Weight decay on matrices only; none on biases, norms, embeddings, positions, buffer tokens and the head."""
-    blocks: list[Tensor] = []
-    decayed: list[Tensor] = []
-    plain: list[Tensor] = []
-    for name, parameter in model.online.named_parameters():
-        if parameter.ndim < 2 or name.startswith(("head.", "conditioner.")) or ".learned." in name:
-            plain.append(parameter)
-        elif optim.optimizer == "muon" and ".blocks." in name:
-            blocks.append(parameter)
-        else:
-            decayed.append(parameter)
-    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True),
-    ]
-    if blocks:  # steps of the size that AdamW's have, so that one learning rate serves both
-        adjust = "match_rms_adamw"
-        optimizers.append(torch.optim.Muon(blocks, lr=optim.lr, weight_decay=optim.weight_decay, adjust_lr_fn=adjust))
-    return optimizers
-
-
-def learning_rate(optim: OptimConfig, step: int, progress: float) -> float:
-    """Linear warm-up, then constant or a cosine to FLOOR; `progress` in [0, 1]."""
-    warmup = min(1.0, (step + 1) / (optim.warmup_steps + 1))
-    if optim.schedule == "constant":
-        return optim.lr * warmup
-    return optim.lr * warmup * (FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * progress)) / 2)
-
-
-@contextmanager
-def catch_interrupts() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying of them; a second SIGINT is the ordinary one."""
-    caught: list[int] = []
-
-    def catch(number: int, _: Any) -> None:
-        caught.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    old = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

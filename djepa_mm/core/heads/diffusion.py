@@ -25,7 +25,7 @@ SCHEDULE = {"num_train_timesteps": TRAIN_STEPS, "beta_schedule": "squaredcos_cap
 
 
 class DiffusionHead(nn.Module):
-    """Gaussian diffusion for one token (MAR; D-JEPA §3): 1000 training steps, `steps` respaced ones to sample.
+    """Gaussian diffusion for one token (MAR; D-JEPA §3): 1000 training steps, `solver_steps` respaced ones to sample.
 
     solver: `ddpm` is stochastic and obeys the temperature; `dpm-solver++` is deterministic after its initial noise,
     which the temperature scales.
@@ -41,14 +41,14 @@ class DiffusionHead(nn.Module):
         width: int,
         blocks: int,
         repeats: int = 4,
-        steps: int = 100,
+        solver_steps: int = 100,
         solver: DiffusionSolver = "ddpm",
     ) -> None:
         super().__init__()
         self.mlp = DenoisingMLP(
             in_channels=token_dim, out_channels=2 * token_dim, condition_width=feature_width, width=width, blocks=blocks
         )
-        self.repeats, self.steps, self.solver = repeats, steps, solver
+        self.repeats, self.solver_steps, self.solver = repeats, solver_steps, solver
         self.register_buffer("alpha_bar", cosine_alpha_bar().float())
 
     def loss(self, z: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
@@ -91,7 +91,7 @@ class DiffusionHead(nn.Module):
         if self.solver == "ddpm":
             return self._sample_ddpm(model, noise, temperature)
         scheduler = dpm_solver()
-        scheduler.set_timesteps(self.steps)
+        scheduler.set_timesteps(self.solver_steps)
         x = temperature * noise()
         for step in scheduler.timesteps:
             epsilon = model(x, float(step)).chunk(2, dim=-1)[0]
@@ -102,7 +102,7 @@ class DiffusionHead(nn.Module):
         self, model: Callable[[Tensor, float], Tensor], noise: Callable[[], Tensor], temperature: float
     ) -> Tensor:
         x = noise()
-        for step, previous in pairwise([*respaced(self.steps), -1]):
+        for step, previous in pairwise([*respaced(self.solver_steps), -1]):
             epsilon, variance = model(x, float(step)).chunk(2, dim=-1)
             x = ddpm_step(self.alpha_bar, step, previous, x, epsilon, variance, temperature * noise())
         return x

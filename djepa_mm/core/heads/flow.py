@@ -24,7 +24,7 @@ LEAST_LEFT = 0.05  # of 1 − t, which a prediction of the data is divided by
 class FlowHead(nn.Module):
     """Flow matching for one token (D-JEPA §3; Lipman et al. 2023).
 
-    steps: solver steps to sample. time_shift s: t ← t / (t + s − s·t) at sampling (D-JEPA-T2I); 1 is none.
+    solver_steps: to sample. time_shift s: t ← t / (t + s − s·t) at sampling (D-JEPA-T2I); 1 is none.
     repeats: how often each token is used in a training step, with fresh noise and time. time_mean: of the logit of the
     times in training; below 0 is nearer to noise, where the feature matters most: tokens of many channels show through
     half the noise by themselves (Esser et al. 2024, §5.3). predicts: what the MLP gives;
@@ -42,7 +42,7 @@ class FlowHead(nn.Module):
         repeats: int = 4,
         time_sampling: TimeSampling = "logit-normal",
         time_mean: float = 0.0,
-        steps: int = 25,
+        solver_steps: int = 25,
         solver: FlowSolver = "euler",
         time_shift: float = 1.0,
         predicts: Predicts = "velocity",
@@ -52,7 +52,7 @@ class FlowHead(nn.Module):
             in_channels=token_dim, out_channels=token_dim, condition_width=feature_width, width=width, blocks=blocks
         )
         self.repeats, self.time_sampling, self.time_mean = repeats, time_sampling, time_mean
-        self.steps, self.solver, self.time_shift = steps, solver, time_shift
+        self.solver_steps, self.solver, self.time_shift = solver_steps, solver, time_shift
         self.predicts = predicts
 
     def velocity(self, x_t: Tensor, time: Tensor, z: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class FlowHead(nn.Module):
     ) -> Tensor:
         """(M, D) -> (M, C) fp32; the temperature scales the initial noise."""
         velocity = guided(self.velocity, z, z_null, guidance)
-        times = flow_times(self.steps, self.time_shift)
+        times = flow_times(self.solver_steps, self.time_shift)
         return integrate(velocity, temperature * noise(), times, self.solver)
 
 

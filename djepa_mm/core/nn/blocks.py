@@ -30,8 +30,8 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, lead: int, mask: Tensor | None, rotary: Rotary | None) -> Tensor:
-        """x (B, S, D) -> (B, S, D); `lead`, how many of S are condition tokens, makes no difference here."""
+    def forward(self, x: Tensor, condition_length: int, mask: Tensor | None, rotary: Rotary | None) -> Tensor:
+        """x (B, S, D) -> (B, S, D); `condition_length`, how many of S are condition tokens, makes no difference here."""
         return self.finish(x, self.attention.attend(self.project(x), mask, rotary))
 
     def project(self, x: Tensor) -> Heads:
@@ -52,9 +52,9 @@ class TwoStreamBlock(nn.Module):
         self.condition = Block(width, heads, mlp_ratio, dropout)
         self.media = Block(width, heads, mlp_ratio, dropout)
 
-    def forward(self, x: Tensor, lead: int, mask: Tensor | None, rotary: Rotary | None) -> Tensor:
+    def forward(self, x: Tensor, condition_length: int, mask: Tensor | None, rotary: Rotary | None) -> Tensor:
         """x (B, S, D), condition first -> (B, S, D)."""
-        streams = ((self.condition, slice(None, lead)), (self.media, slice(lead, None)))
+        streams = ((self.condition, slice(None, condition_length)), (self.media, slice(condition_length, None)))
         projected = zip(*(block.project(x[:, part]) for block, part in streams), strict=True)
         q, k, v = (torch.cat(parts, dim=2) for parts in projected)  # (B, heads, S, E)
         attended = self.media.attention.attend((q, k, v), mask, rotary)
@@ -73,11 +73,11 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.apply(xavier_init)
 
-    def forward(self, x: Tensor, lead: int, valid: Tensor | None, rotary: Rotary | None) -> Tensor:
-        """x (B, S, D), of which the first `lead` are the condition; valid (B, S) bool or None for all -> (B, S, D)."""
+    def forward(self, x: Tensor, condition_length: int, valid: Tensor | None, rotary: Rotary | None) -> Tensor:
+        """x (B, S, D), of which the first `condition_length` are the condition; valid (B, S) bool or None for all -> (B, S, D)."""
         mask = None if valid is None else valid[:, None, None, :]
         for block in self.blocks:
-            x = block(x, lead, mask, rotary)
+            x = block(x, condition_length, mask, rotary)
         return self.norm(x)
 
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from djepa_mm.data.video.reader import Header, VideoReader, Wanted
-from djepa_mm.types import BrokenItem, Item, SourceConfig, UserError
+from djepa_mm.types import BrokenItem, Entry, Item, SourceConfig, UserError
 
 LUMA = torch.tensor([0.299, 0.587, 0.114]).reshape(3, 1, 1, 1)  # of red, green and blue, ITU-R BT.601
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
@@ -106,8 +106,6 @@ class _Window:
 class Clips:
     """Headers are read once, here. Broken files stay in the list and say so when they are asked for."""
 
-    sample_rate_hz = None
-
     def __init__(
         self,
         config: VideoConfig,
@@ -118,7 +116,7 @@ class Clips:
     ) -> None:
         """files: relative to `root`, each with the name of its class, if it has one."""
         self.config, self.root, self.files, self.classes = config, root, files, classes
-        self.labels = [None if name is None else classes.index(name) for name in labels]
+        self.labels = labels
         self.reader = VideoReader(config.reader, config.decode_timeout_s)
         self.headers: list[Header | None] = []
         self.broken: dict[int, str] = {}  # why a file cannot be used, by its index in `files`
@@ -140,13 +138,11 @@ class Clips:
     def __len__(self) -> int:
         return len(self.windows)
 
-    def name(self, index: int) -> str:
+    def entry(self, index: int) -> Entry:
         window = self.windows[index]
-        path = self.files[window.file].as_posix()
-        return path if window.number is None else f"{path} window {window.number}"
-
-    def text(self, index: int) -> str | None:
-        return None
+        file = self.files[window.file]
+        name = file.as_posix() if window.number is None else f"{file.as_posix()} window {window.number}"
+        return Entry(name=name, path=self.root / file, label=self.labels[window.file])
 
     def shape(self, index: int) -> tuple[int, ...]:
         """(C, T, H, W)."""
@@ -179,7 +175,7 @@ class Clips:
             else:
                 if self.config.channels == 1:
                     media = (media * LUMA).sum(0, keepdim=True)
-                yield Item(media=media, label=self.labels[self.windows[index].file])
+                yield Item(entry=self.entry(index), media=media)
 
     def _wanted(self, index: int) -> Wanted | BrokenItem:
         """What to ask the reader for."""

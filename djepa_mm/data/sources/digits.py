@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from djepa_mm.types import Item, Progress, SourceConfig, UserError
+from djepa_mm.types import Entry, Item, Progress, SourceConfig, UserError
 
 
 class DigitsConfig(SourceConfig):
@@ -44,7 +44,6 @@ def load_digits(split: Literal["all", "train", "test"]) -> tuple[Tensor, list[in
 
 class Digits:
     classes = tuple("0123456789")
-    sample_rate_hz = None
 
     def __init__(self, pictures: Tensor, labels: list[int]) -> None:
         self.pictures = pictures
@@ -53,14 +52,11 @@ class Digits:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def name(self, index: int) -> str:
-        return f"digits/{index}"
-
-    def text(self, index: int) -> str | None:
-        return None
+    def entry(self, index: int) -> Entry:
+        return Entry(name=f"digits/{index}", label=self.classes[self.labels[index]])
 
     def shape(self, index: int) -> tuple[int, ...]:
         return tuple(self.pictures.shape[1:])
 
     def read(self, index: int) -> Item:
-        return Item(media=self.pictures[index], label=self.labels[index])
+        return Item(entry=self.entry(index), media=self.pictures[index])

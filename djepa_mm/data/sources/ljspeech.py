@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch.nn import functional
 
-from djepa_mm.types import BrokenItem, Item, Progress, SourceConfig, UserError
+from djepa_mm.types import BrokenItem, Entry, Item, Progress, SourceConfig, UserError
 
 
 class LJSpeechConfig(SourceConfig):
@@ -100,11 +100,9 @@ class LJSpeech:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def name(self, index: int) -> str:
-        return self.clips[index].name
-
-    def text(self, index: int) -> str | None:
-        return self.clips[index].text
+    def entry(self, index: int) -> Entry:
+        clip = self.clips[index]
+        return Entry(name=clip.name, path=clip.path, text=clip.text)
 
     def shape(self, index: int) -> tuple[int, ...]:
         clip = self.clips[index]
@@ -130,7 +128,7 @@ class LJSpeech:
             waveform = resample(waveform, rate_hz, self.sample_rate_hz)
             # torchaudio rounds the length in float32, so on long clips it can be a sample off the exact one.
             waveform = functional.pad(waveform, (0, samples - len(waveform)))
-        return Item(media=waveform, text=clip.text)
+        return Item(entry=self.entry(index), media=waveform)
 
 
 def is_held_out(text: str, share: float) -> bool:

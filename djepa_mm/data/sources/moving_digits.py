@@ -19,7 +19,7 @@ from torch.nn import functional
 from djepa_mm.data.cache import corpus_folder, made_whole
 from djepa_mm.data.sources.clips import Clips, ClipsConfig
 from djepa_mm.data.sources.digits import load_digits
-from djepa_mm.media.files import write_clip
+from djepa_mm.media.clips import write_clip
 from djepa_mm.types import Progress, SourceConfig, UserError
 
 VERSION = 1  # of the clips that the settings give; a change makes them anew

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt
 
 from djepa_mm.data.sources.image_folder import to_media
-from djepa_mm.types import Item, Progress, SourceConfig, UserError
+from djepa_mm.types import Entry, Item, Progress, SourceConfig, UserError
 
 CLASS_NAMES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 
@@ -32,8 +32,6 @@ class TorchvisionConfig(SourceConfig):
 
 
 class TorchvisionSet:
-    sample_rate_hz = None
-
     def __init__(self, config: TorchvisionConfig) -> None:
         from torchvision import datasets
 
@@ -50,15 +48,12 @@ class TorchvisionSet:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def name(self, index: int) -> str:
-        return f"{self.config.dataset}/{index}"
-
-    def text(self, index: int) -> str | None:
-        return None
+    def entry(self, index: int) -> Entry:
+        return Entry(name=f"{self.config.dataset}/{index}", label=self.classes[int(self.dataset.targets[index])])
 
     def shape(self, index: int) -> tuple[int, ...]:
         return (self.channels, *self.config.size)
 
     def read(self, index: int) -> Item:
-        image, label = self.dataset[index]
-        return Item(media=to_media(image, self.config.size, self.channels), label=int(label))
+        image, _ = self.dataset[index]
+        return Item(entry=self.entry(index), media=to_media(image, self.config.size, self.channels))

@@ -1,0 +1,72 @@
+"""What is wrong with a recipe, in one line: file, key, value, what was expected, the nearest valid name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+
+def yaml_problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        return f"{where}{error.problem} (plain YAML only)"
+    return " ".join(str(error).split())
+
+
+def problem(error: ErrorDetails, schema: type[BaseModel], origin: str, overrides: Sequence[str]) -> str:
+    """One line: file, key, value, what was expected, nearest valid name."""
+    models, keys = [schema], []
+    for part in error["loc"]:
+        tagged = [m for m in models if part in _tags(m)]
+        if tagged and not any(part in m.model_fields for m in models):
+            models = tagged  # a union's tag, not a key
+            continue
+        keys.append(str(part))
+        if part != error["loc"][-1]:
+            models = [
+                n for m in models if part in m.model_fields for n in _models(m.model_fields[str(part)].annotation)
+            ]
+    key = ".".join(keys)
+    by_override = any(o.split("=")[0].strip() == key for o in overrides)
+    where = f"--set {key}" if by_override else f"{origin}: {key}" if key else origin
+    kind, value = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        known = sorted({name for m in models for name in m.model_fields})
+        near = difflib.get_close_matches(keys[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{where}: unknown key (value {value!r}); {hint}Known here: {', '.join(known)}"
+    if kind == "missing":
+        return f"{where}: this key is required and is not there"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tag = error["ctx"]["discriminator"].strip("'")
+        tags = error["ctx"].get("expected_tags", "")
+        given = error["ctx"].get("tag")
+        near = difflib.get_close_matches(str(given), tags.replace("'", "").split(", "), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{where}.{tag}: expected {tags or 'one'}, got {given!r}{hint}" if given else f"{where}.{tag}: required"
+    if kind == "value_error":
+        return f"{origin}: {error['ctx']['error']}"
+    if kind == "literal_error":
+        near = difflib.get_close_matches(str(value), error["ctx"]["expected"].replace("'", "").split(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{where}: expected {error['ctx']['expected']}, got {value!r}{hint}"
+    message = error["msg"].replace("Input should be", "expected").replace("valid ", "")
+    return f"{where}: {message}, got {value!r}"
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Every pydantic model in an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def _tags(model: type[BaseModel]) -> set[str]:
+    fields = (model.model_fields.get(name) for name in ("kind", "source"))
+    return {tag for f in fields if f is not None for tag in get_args(f.annotation)}

@@ -1,0 +1,122 @@
+"""From a YAML file, or a packaged recipe's name, to a recipe; and back."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from djepa_mm.layout import part_folder
+from djepa_mm.recipe.errors import problem, yaml_problem
+from djepa_mm.recipe.schema import Recipe, schema_class
+from djepa_mm.types import Config, UserError
+
+Schema = TypeVar("Schema", bound=Config)
+FOLDER = part_folder("recipes")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's idea of numbers (1e-4 is one), no dates, and no key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a word", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """Recipes that come with the package, by name."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """A file's path, or the name of a packaged recipe (`digits`, `recipes/digits.yaml`)."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    packaged = packaged_recipes()
+    if path.stem in packaged and path.suffix in ("", ".yaml") and str(path.parent) in (".", "recipes"):
+        return packaged[path.stem]
+    near = difflib.get_close_matches(path.stem, packaged, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(f"no recipe {name!r}: {hint}A recipe is a YAML file or one of {', '.join(packaged)}")
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override (`a.b=c`, c in YAML) and check a recipe. Raises UserError, one line, for any mistake."""
+    return load_as(schema_class(), name, overrides)
+
+
+def load_as(schema: type[Schema], name: str | Path, overrides: Sequence[str] = ()) -> Schema:
+    """As `load_recipe`, for any kind of recipe. A file's top-level `kind` tells those that are not for D-JEPA."""
+    path = find_recipe(str(name))
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: {yaml_problem(error)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections, not {type(raw).__name__}")
+    if (kind := raw.get("kind")) is not None and "kind" not in schema.model_fields:
+        raise UserError(f"{path}: a recipe of the kind {kind}; train it: djepa-mm {kind} train {name}")
+    for override in overrides:
+        _apply(raw, override)
+    return parse_recipe(schema, raw, str(path), overrides)
+
+
+def parse_recipe(schema: type[Schema], raw: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> Schema:
+    """Check a recipe given as plain data; `origin` is what an error names as its file."""
+    try:
+        return schema.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        raise UserError(problem(error.errors()[0], schema, origin, overrides)) from None
+
+
+def dump_recipe(recipe: Config) -> str:
+    """YAML of the resolved recipe, every default written out."""
+    return yaml.safe_dump(recipe_data(recipe), sort_keys=False, allow_unicode=True)
+
+
+def recipe_data(recipe: Config) -> dict[str, Any]:
+    return json.loads(recipe.model_dump_json(serialize_as_any=True))
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {override}: write it as section.key=value, e.g. --set optim.lr=1e-4")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: {yaml_problem(error)}") from None
+    *parents, last = key.strip().split(".")
+    place = raw
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise UserError(f"--set {override}: {parent!r} holds a value, not a section")
+    place[last] = value

@@ -1,0 +1,22 @@
+"""What a script or a notebook may do while a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+class Callback:
+    """Override what is of interest; everything is called in the thread that trains."""
+
+    def on_step(self, step: int, progress: float) -> None:
+        """After each step. progress: share of the run that is done, in [0, 1]."""
+
+    def on_log(self, row: Mapping[str, float]) -> None:
+        """With each line of log.jsonl: step, losses, gradient_norm, lr, steps_per_s, seconds."""
+
+    def on_samples(self, files: Sequence[Path]) -> None:
+        """When samples were written."""
+
+    def on_checkpoint(self, folder: Path) -> None:
+        """When a checkpoint is whole on the disk."""

@@ -1,0 +1,175 @@
+"""Training D-JEPA by a recipe: the task that `djepa-mm train` gives to the loop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from djepa_mm.core.types import TokenBatch
+from djepa_mm.data.corpus import Corpus, Cursor
+from djepa_mm.errors import UserError
+from djepa_mm.generation.pipeline import Pipeline
+from djepa_mm.generation.request import Request
+from djepa_mm.media.sheet import sheet
+from djepa_mm.recipe.build import build_model
+from djepa_mm.recipe.load import load_recipe
+from djepa_mm.recipe.schema import Recipe
+from djepa_mm.training.callbacks import Callback
+from djepa_mm.training.loop import Outcome, Trainer, check_folder
+from djepa_mm.training.optimizers import build_optimizers
+from djepa_mm.training.state import TrainState
+from djepa_mm.training.task import Group, Report, Update, autocast
+from djepa_mm.types import Progress, Source, Tokenizer
+from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_tensors
+
+# What no shape of a tensor tells, and what the weights mean nonetheless
+UNSEEN = (
+    ("condition", "characters"),
+    ("condition", "units"),
+    ("head", "kind"),
+    ("head", "predicts"),
+    ("model", "rotary_base"),
+    ("model", "axes"),
+)
+
+
+class DJEPATask:
+    """A recipe's model, tokenizer, condition and corpus.
+
+    start: a run or checkpoint whose averaged weights a fresh run begins with; nothing else of it is taken.
+    """
+
+    def __init__(self, recipe: Recipe, *, device: torch.device, start: Path | None = None) -> None:
+        self.recipe, self.device, self.start = recipe, device, start
+        self.optim, self.settings = recipe.optim, recipe.run
+        source = recipe.data.build()
+        tokenizer = recipe.tokenizer.build()
+        self._check_fit(source, tokenizer)
+        condition = recipe.condition.build()
+        condition.bind(source)
+        torch.manual_seed(recipe.run.seed)
+        with device:
+            self.model = build_model(recipe, tokenizer, condition)
+        self.corpus = Corpus(source, tokenizer, condition, recipe.batch, seed=recipe.run.seed, device=device)
+        if recipe.model.fixed_grid and len({spec.grid for spec in self.corpus.specs.values()}) > 1:
+            positions = recipe.model.positions
+            raise UserError(f"model.positions is {positions}, but this corpus' media vary in size: set it to rotary")
+        values, specs = self.corpus.values, self.corpus.specs
+        condition.fit(list(values.values()), [specs[index].num_tokens for index in values])
+        self.pipeline = Pipeline(recipe, self.model, tokenizer, condition)
+        self.online = self.model.online
+        self.state = TrainState(
+            networks=self.model.online,
+            averaged=self.model.averaged,
+            optimizers=build_optimizers(self.model.online, recipe.optim),
+            generator=torch.Generator(device).manual_seed(recipe.run.seed),
+            device=device,
+            tensors={TOKENIZER: tokenizer},
+            facts={"condition": condition},
+        )
+        self.groups = {"model": Group(module=self.model.online, optimizers=self.state.optimizers)}
+
+    def _check_fit(self, source: Source, tokenizer: Tokenizer) -> None:
+        """The corpus gives what the tokenizer takes; learned positions need media of one size."""
+        tokenizer.check(source)
+        if self.recipe.model.fixed_grid and tokenizer.fixed is None:
+            kind = self.recipe.model.positions
+            raise UserError(f"model.positions is {kind}, but this tokenizer's media vary in size: set it to rotary")
+
+    def begin(self, progress: Progress) -> None:
+        if self.start is not None:
+            checkpoint = find_checkpoint(self.start)
+            check_unseen(checkpoint, self.recipe, f"--from {checkpoint}")
+            tensors = read_tensors(checkpoint, "averaged")
+            found = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{TOKENIZER}.")}
+            for module in (self.model.averaged, self.model.online):
+                load_weights(module, found, f"--from {checkpoint}")
+        self.corpus.fit_tokenizer()
+
+    def prepare(self, progress: Progress) -> None:
+        self.examples = self.pipeline.prepare(self._requests())
+        if self.recipe.batch.cache:
+            self.corpus.fill_cache(progress)
+
+    def batches(self, cursor: Cursor) -> Iterator[tuple[TokenBatch, Cursor]]:
+        return self.corpus.batches(cursor)
+
+    def learn(self, batch: TokenBatch, update: Update, progress: float) -> Mapping[str, Tensor]:
+        with autocast(self.optim, self.device):
+            losses = self.model(batch.to(self.device), self.state.generator)
+        norm = update("model", losses.total)
+        return {"generation": losses.generation, "prediction": losses.prediction, "gradient_norm": norm}
+
+    def write_samples(self, folder: Path, stem: str) -> list[Path]:
+        """A sheet, and a file an item where it is not a picture."""
+        if not self.examples:
+            return []
+        items = self.pipeline.run(self.examples)
+        folder.mkdir(exist_ok=True)
+        media, files = self.pipeline.tokenizer.media, [folder / f"{stem}.png"]
+        sheet([media.preview(item) for item in items]).save(files[0])
+        if media.suffixes[0] != ".png":
+            for n, item in enumerate(items):
+                files.append(folder / f"{stem}-{n:02d}{media.suffixes[0]}")
+                media.save(item, files[-1])
+        return files
+
+    def report(self) -> Report:
+        left_out = getattr(self.corpus.source, "left_out", {})
+        return Report(items=len(self.corpus.source), broken=self.corpus.broken, left_out=left_out)
+
+    def _requests(self) -> list[Request]:
+        run = self.recipe.run
+        return self.pipeline.examples(run.samples, run.texts, run.seed)
+
+
+def check_unseen(checkpoint: Path, recipe: Recipe, option: str) -> None:
+    """Raises UserError where the weights of a checkpoint would load and mean something else in this recipe."""
+    theirs = load_recipe(checkpoint / "recipe.yaml")
+    for section, key in UNSEEN:
+        there, here = (getattr(getattr(one, section), key, None) for one in (theirs, recipe))
+        if there != here:
+            raise UserError(f"{option}: its {section}.{key} is {there!r}, here {here!r}; make them agree")
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    start: Path | None = None,
+    device: torch.device | str = "cpu",
+    console: Console | None = None,
+    callbacks: Sequence[Callback] = (),
+    stop: threading.Event | None = None,
+) -> Outcome:
+    """Train a recipe in the run folder `out`, from scratch or from the weights of the run or checkpoint `start`.
+
+    stop: ends the run when it is set, with a checkpoint. Raises UserError where `out` holds a run already, or none to
+    resume."""
+    if resume and start is not None:
+        raise UserError("--resume and --from: a run that goes on has its own weights; give one of the two")
+    check_folder(out, resume=resume)
+    if resume:
+        _check_resumable(find_checkpoint(out), recipe)
+    device = torch.device(device)
+    try:
+        task = DJEPATask(recipe, device=device, start=start)
+        return Trainer(task, out, resume=resume, console=console, callbacks=callbacks, stop=stop).run()
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{device} is out of memory: lower batch.size ({recipe.batch.size}) or batch.tokens ({recipe.batch.tokens})"
+        ) from None
+
+
+def _check_resumable(checkpoint: Path, recipe: Recipe) -> None:
+    check_unseen(checkpoint, recipe, f"--resume {checkpoint}")
+    there, here = load_recipe(checkpoint / "recipe.yaml").optim.optimizer, recipe.optim.optimizer
+    if there != here:
+        raise UserError(f"--resume {checkpoint}: its optim.optimizer is {there}, here {here}; make them agree")

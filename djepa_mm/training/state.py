@@ -1,0 +1,166 @@
+"""All that a run is and that a checkpoint brings back, spelled once: saving, loading and comparing derive from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from djepa_mm.data.corpus import Cursor
+from djepa_mm.errors import UserError
+from djepa_mm.runs.checkpoint import save_checkpoint
+from djepa_mm.weights import load_weights, read_state, read_tensors
+
+
+class Part(Protocol):
+    """Something that a checkpoint holds as named tensors."""
+
+    def state(self) -> Mapping[str, Tensor]: ...
+
+    def load_state(self, state: dict[str, Tensor]) -> None: ...
+
+
+class Facts(Protocol):
+    """Something that a checkpoint holds as plain data, ready for JSON."""
+
+    def state(self) -> Mapping[str, Any]: ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """networks: what is trained. averaged: the EMA of what is sampled from. optimizers: over the networks' parameters.
+    tensors: what else was learned as tensors, such as the tokenizer's statistics, by name. facts: as plain data.
+    """
+
+    networks: nn.Module
+    averaged: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    generator: torch.Generator
+    device: torch.device
+    tensors: Mapping[str, Part] = field(default_factory=dict)
+    facts: Mapping[str, Facts] = field(default_factory=dict)
+    step: int = 0
+    seconds: float = 0.0
+    cursor: Cursor = field(default_factory=Cursor)
+
+    def parts(self, checkpoint: Path = Path()) -> dict[str, dict[str, Part]]:
+        """By file of the checkpoint and prefix of the names in it. checkpoint: what an error names."""
+        learned = {f"{name}.": part for name, part in self.tensors.items()}
+        return {
+            "averaged": {"": Weights(self.averaged, checkpoint / "averaged.safetensors"), **learned},
+            "online": {"": Weights(self.networks, checkpoint / "online.safetensors")},
+            "training": {
+                "optimizer.": Moments(self.optimizers, self.networks, self.device),
+                "random.": RandomStates(self.generator, self.device),
+            },
+        }
+
+    def save(self, folder: Path, recipe: str, keep: int) -> Path:
+        """Write a checkpoint in `folder` -> its own folder."""
+        tensors = {
+            file: {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.state().items()}
+            for file, parts in self.parts().items()
+        }
+        counts = {"step": self.step, "seconds": self.seconds, "cursor": asdict(self.cursor)}
+        facts = {name: facts.state() for name, facts in self.facts.items()}
+        return save_checkpoint(folder, recipe, counts | facts, tensors, keep)
+
+    def load(self, checkpoint: Path) -> None:
+        """The way back. Raises UserError where the checkpoint is damaged or of another model."""
+        state = read_state(checkpoint)
+        for file, parts in self.parts(checkpoint).items():
+            found = read_tensors(checkpoint, file)
+            for prefix in sorted(parts, key=len, reverse=True):  # the weights, which have none, take what is left
+                own = {name.removeprefix(prefix): found.pop(name) for name in list(found) if name.startswith(prefix)}
+                parts[prefix].load_state(own)
+        for name, facts in self.facts.items():
+            try:
+                facts.load_state(state[name])
+            except UserError as error:
+                raise UserError(f"{checkpoint / 'state.json'}: {error}") from None
+            except (KeyError, TypeError) as error:
+                raise UserError(f"{checkpoint / 'state.json'}: not of this kind of run (its {name}: {error!r})") from None
+        self.step, self.seconds, self.cursor = state["step"], state["seconds"], Cursor(**state["cursor"])
+
+
+@dataclass
+class Weights:
+    """Parameters and buffers of a network. origin: the file, for an error."""
+
+    module: nn.Module
+    origin: Path
+
+    def state(self) -> Mapping[str, Tensor]:
+        return self.module.state_dict()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        load_weights(self.module, state, str(self.origin))
+
+
+@dataclass
+class Moments:
+    """What optimisers keep of each parameter, by the parameter's name."""
+
+    optimizers: list[torch.optim.Optimizer]
+    networks: nn.Module
+    device: torch.device
+
+    def state(self) -> Mapping[str, Tensor]:
+        return {
+            f"{name}.{key}": value
+            for name, parameter in self.networks.named_parameters()
+            for optimizer in self.optimizers
+            for key, value in optimizer.state.get(parameter, {}).items()
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        names = {parameter: name for name, parameter in self.networks.named_parameters()}
+        for optimizer in self.optimizers:
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                prefix = f"{names[parameter]}."
+                moments = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+                if moments:  # none of a network that has not been trained yet
+                    optimizer.state[parameter] = {key: value.to(self.device) for key, value in moments.items()}
+
+
+@dataclass
+class RandomStates:
+    """Of the run's own generator, and of torch."""
+
+    generator: torch.Generator
+    device: torch.device
+
+    def state(self) -> Mapping[str, Tensor]:
+        states = {"generator": self.generator.get_state(), "torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.generator.set_state(state["generator"])
+        if "torch" in state:
+            torch.set_rng_state(state["torch"])
+        if self.device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+@dataclass
+class Constant:
+    """What cannot change within a run."""
+
+    value: Mapping[str, Any]
+    name: str
+
+    def state(self) -> Mapping[str, Any]:
+        return self.value
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        for key, here in self.value.items():
+            if state[key] != here:
+                raise UserError(f"its {self.name}.{key} is {state[key]!r}, here {here!r}; make them agree")

@@ -1,0 +1,95 @@
+"""What a run trains, as the loop sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from djepa_mm.data.corpus import Cursor
+from djepa_mm.recipe.schema import OptimConfig
+from djepa_mm.training.state import TrainState
+from djepa_mm.types import Config, Progress
+
+
+class Update(Protocol):
+    """One step of the optimisers of one of the task's groups."""
+
+    def __call__(self, group: str, loss: Tensor) -> Tensor:
+        """-> the norm of the gradient. Raises UserError where it is not finite."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Networks that are moved together."""
+
+    module: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What of a corpus could not be used: names with reasons, and how many were left out and why."""
+
+    items: int
+    broken: Mapping[str, str]
+    left_out: Mapping[str, int]
+
+
+class RunSettings(Protocol):
+    """How often a run writes what: a recipe's `run` section."""
+
+    seed: int
+    log_every: int
+    sample_every: int | None
+    save_every: int
+    keep: int
+
+
+class Task(Protocol):
+    """What a run trains: networks, the data that they learn from, and what shows how well they have learned.
+
+    The loop draws batches, has each learned from, moves the averages, writes the log and the checkpoints.
+    """
+
+    recipe: Config
+    optim: OptimConfig
+    settings: RunSettings
+    groups: Mapping[str, Group]
+    online: nn.Module  # the network whose average is kept, in `state.averaged`
+    state: TrainState
+
+    def begin(self, progress: Progress) -> None:
+        """What a fresh run learns from its corpus before the first step; a resumed one has it in its checkpoint."""
+        ...
+
+    def prepare(self, progress: Progress) -> None:
+        """What comes before the first step in any case, such as filling a cache.
+
+        Raises UserError for mistakes that are better heard of now than after hours."""
+        ...
+
+    def batches(self, cursor: Cursor) -> Iterator[tuple[Any, Cursor]]:
+        """Batches without end from a place in the data on, each with the place that follows it."""
+        ...
+
+    def learn(self, batch: Any, update: Update, progress: float) -> Mapping[str, Tensor]:
+        """Losses of a batch and one update from them -> what the log shows, the gradient's norm among it."""
+        ...
+
+    def write_samples(self, folder: Path, stem: str) -> list[Path]:
+        """What the averaged weights give now, as files whose names begin with `stem`."""
+        ...
+
+    def report(self) -> Report: ...
+
+
+def autocast(optim: OptimConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """Products of matrices in the recipe's precision."""
+    return torch.autocast(device.type, torch.bfloat16) if optim.precision == "bf16" else nullcontext()
