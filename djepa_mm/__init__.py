@@ -1,3 +1,3 @@
-"""djepa-mm: images and speech from one D-JEPA core."""
+"""djepa-mm: images, video and speech from one D-JEPA core."""
 
 __version__ = "0.1.0"
