@@ -17,7 +17,7 @@ from djepa_mm.core.precision import fast_bf16
 
 REQUIRED = (
     *("torch", "torchvision", "torchaudio", "diffusers", "einops", "pydantic", "rich", "safetensors", "soundfile"),
-    *("tensorboard", "typer", "num2words"),
+    *("tensorboard", "typer", "num2words", "platformdirs", "torchmetrics"),
 )
 OPTIONAL = {
     "espeakng-loader": ("espeakng_loader", "phonemes and the spoken-digits corpus", "speech"),

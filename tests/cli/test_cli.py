@@ -163,12 +163,6 @@ def test_every_entry_works_from_everywhere(entry: list[str], tmp_path: Path) -> 
         assert "spoken-digits" in result.stdout
 
 
-def test_transformers_imports_from_the_root() -> None:
-    """The folder `tokenizers/` must not shadow the package that transformers needs."""
-    code = "import transformers, tokenizers; tokenizers.Tokenizer; transformers.PreTrainedTokenizerFast"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
 def test_generate_writes_pictures_and_a_sheet(digits_run: Path, tmp_path: Path) -> None:
     arguments = ["generate", str(digits_run), "--class", "7", "--class", "2", "--count", "2", "--seed", "3"]
     first, second = tmp_path / "first", tmp_path / "second"
