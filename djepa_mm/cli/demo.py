@@ -6,14 +6,17 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-from rich.console import Console
+import typer
 
-from djepa_mm.generation.pipeline import Generation, Request, sheet
-from djepa_mm.media.page import figure, heading, page
-from djepa_mm.recipe.schema import load_recipe
-from djepa_mm.training.loop import train
+from djepa_mm.cli.options import DeviceOption, console, find_device
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+    from djepa_mm.generation.pipeline import Generation, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,25 @@ ACTS = (
 )
 
 
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the page.")] = Path("demo"),
+    minutes: Annotated[float, typer.Option(min=0.1, help="Training time, shared out over the recipes.")] = 4.5,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train the embedded recipes shortly, generate, and write one HTML page to look at and listen to."""
+    page = make_demo(out, minutes=minutes, device=find_device(device), console=console())
+    typer.echo(f"open {page}")
+
+
 def make_demo(out: Path, *, minutes: float, device: torch.device, console: Console) -> Path:
     """Runs and `index.html` in `out`; returns the page's path. Runs that finished before are used again."""
+    import torch
+
+    from djepa_mm.generation.pipeline import Generation
+    from djepa_mm.media.page import page
+    from djepa_mm.recipe.schema import load_recipe
+    from djepa_mm.training.loop import train
+
     began = time.monotonic()
     sections = []
     for act in ACTS:
@@ -63,6 +83,9 @@ def _finished(run: Path) -> bool:
 
 
 def _section(act: Act, run: Path, generation: Generation, requests: list[Request], media: list[torch.Tensor]) -> str:
+    from djepa_mm.generation.pipeline import sheet
+    from djepa_mm.media.page import figure, heading
+
     tokenizer = generation.tokenizer
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     trained = f"{rows[-1]['step']:,} steps in {rows[-1]['seconds'] / 60:.1f} minutes; " if rows else ""

@@ -1,0 +1,35 @@
+"""Train a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from djepa_mm.cli.options import DeviceOption, OutOption, RecipeArgument, ResumeOption, SetOption, console, find_device
+
+
+def train(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    resume: ResumeOption = False,
+    from_: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--from", metavar="RUN", help="Begin with the weights of this run, to fine-tune it."),
+    ] = None,
+    set_: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a recipe: checkpoints, logs and sample sheets go into the run folder."""
+    from djepa_mm.recipe.schema import load_recipe
+    from djepa_mm.training.loop import train as run
+
+    loaded = load_recipe(recipe, set_ or [])
+    folder = out or Path("runs") / loaded.name
+    outcome = run(loaded, folder, resume=resume, device=find_device(device), console=console(), start=from_)
+    if outcome.finished:
+        typer.echo(f"generate from it: djepa-mm generate {outcome.run}")
+    else:
+        typer.echo(f"go on with it: djepa-mm train {recipe} --out {outcome.run} --resume")
+        raise typer.Exit(130)
