@@ -65,7 +65,7 @@ def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise _damaged(path, error) from None
-    return {_name_of_today(key): tensor for key, tensor in tensors.items()}
+    return {_name_of_today(name, key): tensor for key, tensor in tensors.items()}
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: str | Path, *, assign: bool = False) -> None:
@@ -87,16 +87,21 @@ def _state_of_format_2(state: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-# A tensor's name begins so in format 2, and so today; what stands first is tried first
+# How a tensor's name began in format 2, and how it begins today, by file
 RENAMED = {
-    "conditioner.": "embedder.",
-    "optimizer.conditioner.": "optimizer.embedder.",
+    "averaged": {"conditioner.": "embedder."},
+    "online": {"conditioner.": "embedder."},
+    "training": {
+        "optimizer.conditioner.": "optimizer.embedder.",
+        "vocoder.": "optimizer.vocoder.",
+        "discriminators.": "optimizer.discriminators.",
+    },
 }
 
 
-def _name_of_today(name: str) -> str:
-    old = next((old for old in RENAMED if name.startswith(old)), "")
-    return RENAMED.get(old, "") + name.removeprefix(old)
+def _name_of_today(file: str, name: str) -> str:
+    old = next((old for old in RENAMED[file] if name.startswith(old)), None)
+    return name if old is None else RENAMED[file][old] + name.removeprefix(old)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

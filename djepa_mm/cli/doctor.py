@@ -46,7 +46,7 @@ def examine() -> tuple[Table, bool]:
     import torch
     from rich.table import Table
 
-    from djepa_mm.core.precision import fast_bf16
+    from djepa_mm.precision import fast_bf16
 
     table = Table("what", "state", title=f"djepa-mm {djepa_mm.__version__}")
     healthy = True

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from djepa_mm.core.djepa import DJEPA
-from djepa_mm.core.precision import fast_bf16
+from djepa_mm.precision import fast_bf16
 from djepa_mm.core.sampler import Sampler
 from djepa_mm.core.types import TokenBatch
 from djepa_mm.generation.request import Job, Request
