@@ -121,7 +121,7 @@ class Model:
         mask: bool (H, W), or (T, H, W) of a clip. start_s: None is the end of a sound: it goes on. seconds: length of
         what comes in; as long as what goes out by default. condition, class_, text: of the whole item after the edit.
         Raises UserError for a mask or times that do not fit, and for media that this model cannot take."""
-        original = self._media(media)
+        original = self.read(media)
         (wanted,) = _conditions(condition, class_, text) or [{}]
         request = Request(condition=wanted, seed=(seed,))
         edit: Edit
@@ -138,7 +138,7 @@ class Model:
     @torch.no_grad()
     def encode(self, media: AnyMedia) -> Tokens:
         """An item's tokens. Raises UserError for media that this model cannot take."""
-        item, tokenizer = self._media(media), self.pipeline.tokenizer
+        item, tokenizer = self.read(media), self.pipeline.tokenizer
         spec = tokenizer.spec_of(tuple(item.shape))
         return Tokens(values=tokenizer.encode(item[None].to(self.pipeline.device))[0].cpu(), spec=spec)
 
@@ -165,15 +165,31 @@ class Model:
         wanted = _conditions(condition, class_, text)
         return self.pipeline.features(tokens.values, tokens.spec, wanted[0] if wanted else None).cpu()
 
-    def evaluate(self, **options: Any) -> dict[str, Any]:
+    def evaluate(
+        self,
+        *,
+        ar_steps: int | None = None,
+        guidance: float | None = None,
+        temperature: float | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
         """Figures beside held-out items of the corpus, ready for JSON; options as for `evaluate.report.evaluate_run`.
 
         Raises UserError where there is nothing to measure with."""
         from djepa_mm.evaluate.report import evaluate_run
 
-        return evaluate_run(self.run, self.pipeline, **options)
+        sampler = self._sampler(ar_steps, guidance, temperature)
+        return evaluate_run(self.run, self.pipeline, sampler=sampler, **options)
 
-    def _media(self, media: AnyMedia) -> Tensor:
+    def examples(self) -> Results:
+        """What a run's sample sheets show, by its recipe's `run` section."""
+        run = self.recipe.run
+        requests = self.pipeline.examples(run.samples, run.texts, run.seed)
+        media = self.pipeline(requests)
+        return Results(self._shown(item, request) for item, request in zip(media, requests, strict=True))
+
+    def read(self, media: AnyMedia) -> Tensor:
+        """A file's media, or media themselves. Raises UserError for what this model cannot take."""
         tokenizer = self.pipeline.tokenizer
         if isinstance(media, str | Path):
             shape = tokenizer.fixed.shape if tokenizer.fixed is not None else None

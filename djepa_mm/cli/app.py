@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from typing import Any
 
 import typer
 
@@ -15,7 +17,7 @@ from djepa_mm.cli.generate import generate
 from djepa_mm.cli.info import info
 from djepa_mm.cli.tokens import tokens
 from djepa_mm.cli.train import train
-from djepa_mm.errors import UserError
+from djepa_mm.errors import Notice, UserError
 
 app = typer.Typer(
     name="djepa-mm",
@@ -34,6 +36,7 @@ app.add_typer(vocoder.app, name="vocoder")
 
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    warnings.showwarning = _show
     try:
         app()
     except UserError as error:
@@ -41,3 +44,9 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """A line on stderr for what the user should know; other warnings as Python writes them."""
+    text = f"djepa-mm: {message}\n" if category is Notice else warnings.formatwarning(message, category, *where[:2])
+    sys.stderr.write(text)

@@ -19,7 +19,7 @@ def fetch_data(
     set_: SetOption = None,
 ) -> None:
     """Download or make the corpus of a recipe, e.g. ljspeech or spoken-digits."""
-    from djepa_mm.recipe.schema import load_recipe
+    from djepa_mm.recipe.load import load_recipe
 
     overrides = [*(set_ or []), *([f"data.root={out}"] if out else [])]
     with progress_bar("fetching") as progress:
@@ -30,7 +30,7 @@ def fetch_data(
 def check_data(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Read every item of a recipe's corpus and report the broken ones; exit code 1 where there are any."""
     from djepa_mm.data.check import check_corpus
-    from djepa_mm.recipe.schema import load_recipe
+    from djepa_mm.recipe.load import load_recipe
 
     with progress_bar("reading") as progress:
         table, healthy = check_corpus(load_recipe(recipe, set_ or []), progress)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from djepa_mm.cli.options import (
+    ConditionOption,
     DeviceOption,
     GuidanceOption,
     RunArgument,
@@ -17,11 +18,9 @@ from djepa_mm.cli.options import (
     TemperatureOption,
     Unknown,
     UnknownOption,
+    asked,
     check_finite,
-    find_device,
-    known_suffix,
     progress_bar,
-    readable,
 )
 from djepa_mm.errors import UserError
 
@@ -52,6 +51,7 @@ def edit(
     ] = None,
     text: Annotated[Optional[str], typer.Option(help="Text of the whole clip after the edit.")] = None,  # noqa: UP045
     class_: Annotated[Optional[str], typer.Option("--class", help="Class of what is painted.")] = None,  # noqa: UP045
+    condition: ConditionOption = None,
     unknown: UnknownOption = Unknown.error,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
@@ -62,36 +62,42 @@ def edit(
     device: DeviceOption = "auto",
 ) -> None:
     """Edit a clip between two times, continue it, or paint a part of a picture or clip anew; the rest stays."""
-    from djepa_mm.generation.edit import in_paint, replace_span, run_edits
-    from djepa_mm.generation.pipeline import Generation, Request, with_sampling
+    from djepa_mm.door import load
+    from djepa_mm.generation.files import check_suffix
 
     check_finite(**{"from": from_, "to": to}, seconds=seconds, guidance=guidance, temperature=temperature)
-    generation = Generation.load(run, set_ or [], find_device(device))
-    tokenizer = generation.tokenizer
-    target = out or clip.with_name(f"{clip.stem}-edited{tokenizer.suffix}")
-    known_suffix(generation, target.suffix, f"--out {target}")
+    extra = {} if unknown is Unknown.error else {"unknown": "drop"}
+    conditions = asked(
+        [class_] if class_ is not None else [], [text] if text is not None else [], condition or [], extra
+    )
+    model = load(run, set_ or [], device=device)
+    form = model.pipeline.tokenizer.media
+    target = out or clip.with_name(f"{clip.stem}-edited{form.suffixes[0]}")
+    check_suffix(form, target.suffix, f"--out {target}")
     if target.resolve() == clip.resolve():
         raise UserError(f"--out {target}: that is the file to edit, which stays as it is; choose another name")
-    media = tokenizer.load(clip)
-    text = None if text is None else readable(generation, text, unknown)
-    request = Request(text=text, label=None if class_ is None else generation.label(class_), seed=(seed,))
-    if mask is not None:
-        if seconds is not None:
-            raise UserError("--mask and --seconds: what is painted anew keeps its length; leave --seconds out")
-        wanted = in_paint(generation, media, request, _read_mask(mask, clip=media.dim() == 4), start_s=from_, stop_s=to)
-    else:
-        wanted = replace_span(generation, media, request, start_s=from_, stop_s=to, new_s=seconds)
-    sampler = with_sampling(generation.sampler, steps=steps, guidance=guidance, temperature=temperature)
     with progress_bar("editing") as progress:
-        (edited,) = run_edits(generation, [wanted], sampler=sampler, progress=progress)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(edited, target)
-    typer.echo(target)
+        media = model.read(clip)
+        edited = model.edit(
+            media,
+            conditions[0] if conditions else None,
+            mask=None if mask is None else _read_mask(mask, clip=media.dim() == 4),
+            start_s=from_,
+            stop_s=to,
+            seconds=seconds,
+            ar_steps=steps,
+            guidance=guidance,
+            temperature=temperature,
+            seed=seed,
+            progress=progress,
+        )
+    typer.echo(edited.save(target))
 
 
 def _read_mask(path: Path, *, clip: bool) -> torch.Tensor:
     """Bool, True where it is white: (H, W) of a picture; for a clip, (T, H, W) of one."""
-    from djepa_mm.media.files import read_clip, read_picture
+    from djepa_mm.media.clips import read_clip
+    from djepa_mm.media.pictures import read_picture
 
     white = read_clip(path, channels=1)[0] > 0 if clip else read_picture(path, channels=1) > 0
     return white[0] if len(white) == 1 else white  # a picture, which FFmpeg reads as a clip of one frame

@@ -19,7 +19,6 @@ from djepa_mm.cli.options import (
     TemperatureOption,
     check_finite,
     console,
-    find_device,
     progress_bar,
     read_prompts,
 )
@@ -62,22 +61,22 @@ def evaluate(
     import json
     import shlex
 
-    from djepa_mm.evaluate.report import evaluate_run, report
-    from djepa_mm.generation.pipeline import Generation, with_sampling
+    from djepa_mm.door import load
+    from djepa_mm.evaluate.report import report
 
     check_finite(guidance=guidance, temperature=temperature)
     texts = read_prompts(prompts) if prompts is not None else []
-    generation = Generation.load(run, set_ or [], find_device(device))
+    model = load(run, set_ or [], device=device)
     with progress_bar("evaluating") as progress:
-        figures = evaluate_run(
-            run,
-            generation,
+        figures = model.evaluate(
             texts=texts,
             count=count,
             recogniser=recogniser,
             extractor=extractor,
             given=given,
-            sampler=with_sampling(generation.sampler, steps=steps, guidance=guidance, temperature=temperature),
+            ar_steps=steps,
+            guidance=guidance,
+            temperature=temperature,
             seed=seed,
             command=shlex.join(["djepa-mm", *sys.argv[1:]]),
             progress=progress,

@@ -10,6 +10,7 @@ import typer
 
 from djepa_mm.cli.options import (
     MOST_PATHS,
+    ConditionOption,
     DeviceOption,
     GuidanceOption,
     RecogniserOption,
@@ -20,19 +21,18 @@ from djepa_mm.cli.options import (
     TemperatureOption,
     Unknown,
     UnknownOption,
+    asked,
     check_finite,
-    find_device,
-    known_suffix,
     progress_bar,
     read_prompts,
-    readable,
+    size_of,
 )
 from djepa_mm.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from djepa_mm.generation.pipeline import Generation
+    from djepa_mm.door import Model
 
 
 def generate(
@@ -46,6 +46,7 @@ def generate(
         Optional[Path],  # noqa: UP045
         typer.Option(help="A file with one text a line; project-page is D-JEPA's ten sentences."),
     ] = None,
+    condition: ConditionOption = None,
     unknown: UnknownOption = Unknown.error,
     count: Annotated[int, typer.Option(min=1, help="Items of each class or text.")] = 1,
     candidates: Annotated[
@@ -54,6 +55,10 @@ def generate(
     recogniser: RecogniserOption = "auto",
     seconds: Annotated[Optional[float], typer.Option(help="Duration; by default what the text takes.")] = None,  # noqa: UP045
     rate: Annotated[float, typer.Option(help="Speed of speaking; 2 is twice as fast as the corpus.")] = 1.0,
+    size: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="WIDTHxHEIGHT", help="In pixels, for a model of many sizes."),
+    ] = None,
     first_frames: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(metavar="CLIP:K", help="Every item begins with the first K frames of this clip."),
@@ -76,54 +81,56 @@ def generate(
     device: DeviceOption = "auto",
 ) -> None:
     """Generate from a trained run: a file an item, a sheet and a page of all."""
-    from djepa_mm.generation.edit import given_frames, run_edits
-    from djepa_mm.generation.pipeline import Generation, with_sampling, write_media
+    from djepa_mm.door import load
+    from djepa_mm.generation.files import check_suffix, write_results
 
     check_finite(seconds=seconds, rate=rate, guidance=guidance, temperature=temperature)
     if text is not None and prompts is not None:
         raise UserError("--text and --prompts: give one of the two")
     texts = [text] if text is not None else read_prompts(prompts) if prompts is not None else []
-    generation = Generation.load(run, set_ or [], find_device(device))
-    suffix = (
-        None if format_ is None else known_suffix(generation, f".{format_.lower().lstrip('.')}", f"--format {format_}")
-    )
-    texts = [readable(generation, text, unknown) for text in texts]
-    requests = generation.requests(class_ or [], texts, count=count, duration_s=seconds, rate=rate, seed=seed)
-    sampler = with_sampling(generation.sampler, steps=steps, guidance=guidance, temperature=temperature)
+    extra = {**({} if rate == 1 else {"rate": rate}), **({} if unknown is Unknown.error else {"unknown": "drop"})}
+    conditions = asked(class_ or [], texts, condition or [], extra)
+    model = load(run, set_ or [], device=device)
+    suffix = None if format_ is None else f".{format_.lower().lstrip('.')}"
+    if suffix is not None:
+        check_suffix(model.pipeline.tokenizer.media, suffix, f"--format {format_}")
     with progress_bar("generating") as progress:
-        if candidates > 1:
-            from djepa_mm.evaluate.candidates import best_of, recogniser_for
-
-            listener = recogniser_for(generation, recogniser, texts)
-            options = {"sampler": sampler, "batch_size": batch, "progress": progress}
-            media = best_of(generation, requests, candidates, listener, **options)
-        elif first_frames is not None or last_frames is not None:
-            first = _read_frames(generation, "--first-frames", first_frames)
-            last = _read_frames(generation, "--last-frames", last_frames)
-            edits = [given_frames(generation, request, first=first, last=last) for request in requests]
-            media = run_edits(generation, edits, sampler=sampler, batch_size=batch, progress=progress)
-        else:
-            media = generation(requests, sampler=sampler, batch_size=batch, progress=progress)
+        items = model.generate(
+            conditions or None,
+            count=count,
+            seconds=seconds,
+            size=size_of(size),
+            first_frames=_read_frames(model, "--first-frames", first_frames),
+            last_frames=_read_frames(model, "--last-frames", last_frames),
+            candidates=candidates,
+            recogniser=recogniser,
+            ar_steps=steps,
+            guidance=guidance,
+            temperature=temperature,
+            seed=seed,
+            batch_size=batch,
+            progress=progress,
+        )
     folder = out or (run if run.name == "generated" else run / "generated")
     with progress_bar("writing") as progress:
-        paths = list(_counted(write_media(generation, requests, media, folder, suffix), len(media) + 2, progress))
+        paths = list(_counted(write_results(items, folder, model.recipe.name, suffix), len(items) + 2, progress))
     for path in paths if len(paths) <= MOST_PATHS else paths[-2:]:
         typer.echo(path)
     if len(paths) > MOST_PATHS:
-        typer.echo(f"{len(media)} files in {folder}")
+        typer.echo(f"{len(items)} files in {folder}")
 
 
-def _read_frames(generation: Generation, option: str, value: str | None) -> torch.Tensor | None:
+def _read_frames(model: Model, option: str, value: str | None) -> torch.Tensor | None:
     """(C, k, H, W) of CLIP:k, the clip's first frames or its last, as the option says; None where nothing is given."""
     from djepa_mm.generation.edit import clip_spec
-    from djepa_mm.media.files import read_clip
+    from djepa_mm.media.clips import read_clip
 
     if value is None:
         return None
     name, _, number = value.rpartition(":")
     if not name or not number.isdecimal() or not 0 < len(number.lstrip("0")) < 10:
         raise UserError(f"{option} {value}: expected a clip and how many frames of it, such as walk.mp4:4")
-    count, channels = int(number), clip_spec(generation).shape[0]
+    count, channels = int(number), clip_spec(model.pipeline).shape[0]
     which = {"most" if option == "--first-frames" else "last": count}
     frames = read_clip(Path(name), channels=channels, **which)
     if frames.shape[1] < count:

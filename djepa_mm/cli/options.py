@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from djepa_mm.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
     from rich.console import Console
-
-    from djepa_mm.generation.pipeline import Generation
 
 MOST_PATHS = 20  # that a verb prints of what it wrote
 
@@ -49,6 +46,10 @@ class Unknown(StrEnum):
 UnknownOption = Annotated[
     Unknown, typer.Option(help="Characters that the model does not know: an error that names them, or dropped.")
 ]
+ConditionOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--condition", metavar="KEY=VALUE", help="What to generate, for any kind of condition. Repeatable."),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
@@ -58,47 +59,52 @@ def console() -> Console:
     return Console(highlight=False)
 
 
-def find_device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: no CUDA device is visible here; djepa-mm doctor says more")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
-    return device
-
-
 def check_finite(**options: float | None) -> None:
     for name, value in options.items():
         if value is not None and not math.isfinite(value):
             raise UserError(f"--{name} {value}: expected a finite number")
 
 
-def readable(generation: Generation, text: str, unknown: Unknown) -> str:
-    """The text without the characters that the model does not know, of which a warning tells; or as it is."""
-    vocabulary = generation.conditions.vocabulary
-    if vocabulary is None or unknown is Unknown.error or not (left_out := vocabulary.unknown(text)):
-        return text
-    typer.echo(f"djepa-mm: left out of {text!r}: {left_out!r}", err=True)
-    return vocabulary.clean(text)
+def asked(
+    class_: Sequence[str], texts: Sequence[str], pairs: Sequence[str], extra: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Conditions from --class, from texts and from --condition KEY=VALUE, all pairs of which make up one. extra: what
+    goes with each text. Raises UserError where they are mixed or a pair is none."""
+    import yaml
+
+    from djepa_mm.recipe.load import parse_value
+
+    given = [name for name, value in (("class", class_), ("text", texts), ("condition", pairs)) if value]
+    if len(given) > 1:
+        raise UserError(f"--{given[0]} and --{given[1]}: give one of the two")
+    condition: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--condition {pair}: write it as KEY=VALUE, such as class=7")
+        try:
+            condition[key.strip()] = parse_value(value)
+        except yaml.YAMLError:
+            raise UserError(f"--condition {pair}: {value!r} is not plain YAML") from None
+    if condition or class_:
+        if extra:
+            raise UserError(f"--{next(iter(extra))} goes with a text: give --text or --prompts")
+        return [condition] if condition else [{"class": name} for name in class_]
+    return [{"text": text, **extra} for text in texts]
 
 
-def known_suffix(generation: Generation, suffix: str, option: str) -> str:
-    """The suffix, if the model writes such files. Raises UserError, naming the option that asked for it."""
-    known = generation.tokenizer.suffixes
-    if suffix not in known:
-        raise UserError(f"{option}: this model writes {', '.join(known)} files")
-    return suffix
+def size_of(value: str | None) -> tuple[int, int] | None:
+    """Height and width of WIDTHxHEIGHT."""
+    if value is None:
+        return None
+    width, _, height = value.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and 0 < int(width) < 100_000 and 0 < int(height) < 100_000):
+        raise UserError(f"--size {value}: expected width and height in pixels, such as 96x48")
+    return int(height), int(width)
 
 
 def read_prompts(path: Path) -> list[str]:
-    from djepa_mm.recipe.schema import FOLDER
+    from djepa_mm.recipe.load import FOLDER
 
     packaged = FOLDER / f"prompts-{path}.txt"
     if len(path.parts) == 1 and not path.exists() and packaged.is_file():

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from djepa_mm.cli.options import MOST_PATHS, DeviceOption, console, find_device, progress_bar
+from djepa_mm.cli.options import MOST_PATHS, DeviceOption, console, progress_bar
 from djepa_mm.errors import UserError
 
 
@@ -30,6 +30,7 @@ def tokens(
     import json
 
     from djepa_mm.bench.bench import bench, decode_files, parse_tokenizer, report, save_all, table, write_comparisons
+    from djepa_mm.door import find_device
 
     folder = out or Path("tokens")
     if all(file.suffix == ".safetensors" for file in files):

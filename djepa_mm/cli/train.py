@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from djepa_mm.cli.options import DeviceOption, OutOption, RecipeArgument, ResumeOption, SetOption, console, find_device
+from djepa_mm.cli.options import DeviceOption, OutOption, RecipeArgument, ResumeOption, SetOption
 
 
 def train(
@@ -22,12 +22,10 @@ def train(
     device: DeviceOption = "auto",
 ) -> None:
     """Train a recipe: checkpoints, logs and sample sheets go into the run folder."""
-    from djepa_mm.recipe.schema import load_recipe
-    from djepa_mm.training.loop import train as run
+    from djepa_mm.door import recipe as load_recipe
+    from djepa_mm.door import train as run
 
-    loaded = load_recipe(recipe, set_ or [])
-    folder = out or Path("runs") / loaded.name
-    outcome = run(loaded, folder, resume=resume, device=find_device(device), console=console(), start=from_)
+    outcome = run(load_recipe(recipe, set_ or []), out, resume=resume, start=from_, device=device)
     if outcome.finished:
         typer.echo(f"generate from it: djepa-mm generate {outcome.run}")
     else:

@@ -15,7 +15,6 @@ from djepa_mm.cli.options import (
     RunArgument,
     SetOption,
     console,
-    find_device,
     progress_bar,
 )
 
@@ -31,7 +30,9 @@ def train_vocoder_verb(
     device: DeviceOption = "auto",
 ) -> None:
     """Train our Fourier-head vocoder on recordings in LJSpeech's layout."""
-    from djepa_mm.training.vocoder import load_vocoder_recipe, train_vocoder
+    from djepa_mm.door import find_device
+    from djepa_mm.recipe.vocoder import load_vocoder_recipe
+    from djepa_mm.training.vocoder import train_vocoder
 
     loaded = load_vocoder_recipe(recipe, set_ or [])
     folder = out or Path("runs") / loaded.name
@@ -50,7 +51,8 @@ def copy_recordings(
     device: DeviceOption = "auto",
 ) -> None:
     """Take recordings to log-mels and back, by the vocoder of a run and by Griffin-Lim, to listen and compare."""
-    from djepa_mm.training.vocoder import copy_synthesis
+    from djepa_mm.door import find_device
+    from djepa_mm.speech.copy import copy_synthesis
 
     with progress_bar("copying") as progress:
         typer.echo(copy_synthesis(run, files, out, device=find_device(device), progress=progress))

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from djepa_mm.core.djepa import DJEPA
-from djepa_mm.precision import fast_bf16
 from djepa_mm.core.sampler import Sampler
 from djepa_mm.core.types import TokenBatch
 from djepa_mm.generation.request import Job, Request
+from djepa_mm.precision import fast_bf16
 from djepa_mm.recipe.build import build_model, build_sampler
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.recipe.schema import Recipe
