@@ -25,6 +25,7 @@ def test_the_mel_is_hifi_gans() -> None:
     voice = (
         torch.randn(1, RATE_HZ + 100, generator=torch.Generator().manual_seed(0)) * 0.1
     )  # not a whole number of hops
+    voice[:, 5000:9000] = 0
     padded = np.pad(voice[0].double().numpy(), (1024 - 256) // 2, mode="reflect")
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1024) / 1024)  # periodic Hann
     frames = np.stack([padded[start : start + 1024] for start in range(0, len(padded) - 1023, 256)])
