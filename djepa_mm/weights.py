@@ -132,7 +132,7 @@ class PretrainedVAE:
             return getattr(diffusers, name).from_config(resolved)
 
     @property
-    def halvings_stride(self) -> int:
+    def block_stride(self) -> int:
         """Pixels a side of a latent, where every block but the last halves the picture."""
         return 2 ** (len(self.bare.config.block_out_channels) - 1)
 
