@@ -18,7 +18,8 @@ from djepa_mm.core.djepa import DJEPA
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.recipe.schema import schema_class
-from djepa_mm.training.loop import Trainer, train
+from djepa_mm.training.djepa import train
+from djepa_mm.training.loop import Trainer
 
 SMALL = [
     "model.width=64", "model.depth=1", "model.heads=2", "head.width=32", "head.blocks=1", "head.steps=2",
@@ -51,10 +52,10 @@ def test_the_same_core_and_schema_train_and_sample(name: str, tmp_path: Path, mo
     outcome = train(recipe, tmp_path / "run", resume=False, device=torch.device("cpu"), console=Console(quiet=True))
     assert type(recipe) is schema_class()
     assert [type(trainer) for trainer in built] == [Trainer]
-    assert type(built[0].model) is DJEPA
+    assert type(built[0].task.model) is DJEPA
     assert outcome.step == 3
-    generation = Pipeline.load(outcome.run)
-    media = generation(generation.examples(2, recipe.run.texts, 0))
+    pipeline = Pipeline.load(outcome.run)
+    media = pipeline(pipeline.examples(2, recipe.run.texts, 0))
     assert len(media) == 2
     assert all(item.isfinite().all() for item in media)
 

@@ -27,7 +27,9 @@ def alone(batch: TokenBatch, n: int) -> TokenBatch:
         positions=batch.positions[n : n + 1, :count],
         valid=batch.valid[n : n + 1, :count],
         condition=Condition(
-            values=c.values[n : n + 1, :length], valid=c.valid[n : n + 1, :length], positions=c.positions[n : n + 1, :length]
+            values=c.values[n : n + 1, :length],
+            valid=c.valid[n : n + 1, :length],
+            positions=c.positions[n : n + 1, :length],
         ),
     )
 
