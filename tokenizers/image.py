@@ -5,24 +5,19 @@ B batch, C picture channels, H and W pixels, h and w places of the token grid, p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from einops import rearrange
-from PIL import Image
 from pydantic import Field, PositiveInt
-from safetensors import SafetensorError
 from torch import Tensor
 
-from djepa_mm.media.files import read_picture
-from djepa_mm.types import Config, MediaSpec, UserError
-
-PREVIEW_PIXELS = 64  # pictures smaller than this are enlarged to be looked at
-JPEG_QUALITY = 95  # of 100
+from djepa_mm.media.pictures import Pictures
+from djepa_mm.moments import Moments
+from djepa_mm.types import Config, Media, MediaSpec, Source, UserError
+from djepa_mm.weights import PretrainedVAE
 
 Size = Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]  # a YAML list is a tuple here
 
@@ -36,6 +31,8 @@ class PatchesConfig(Config):
     channels: Literal[1, 3] = 3
     size: Size = Field(examples=[(16, 32)])
     """Height and width of a picture, in pixels."""
+    vary: bool = False
+    """Take pictures of other sizes too; `size` is then that of generated pictures where none is asked for."""
 
     def build(self) -> Patches:
         return Patches(self)
@@ -51,6 +48,8 @@ class KLVAEConfig(Config):
     """Where the VAE lies inside the model, often "vae"."""
     size: Size = Field(examples=[(16, 32)])
     """Height and width of a picture, in pixels."""
+    vary: bool = False
+    """Take pictures of other sizes too; `size` is then that of generated pictures where none is asked for."""
     scale: float | None = Field(default=None, gt=0)
     """Tokens are (latent − shift)·scale; by default both come from the VAE's own configuration."""
     shift: float | None = None
@@ -71,67 +70,95 @@ class KLVAEConfig(Config):
 
 
 class _Pictures:
-    """What pictures of one size share, however their tokens come about."""
+    """What tokenizers of pictures share, however the tokens come about."""
 
-    suffixes: ClassVar[tuple[str, ...]] = (".png", ".webp", ".jpg")
-    suffix: ClassVar[str] = suffixes[0]
-    sample_rate_hz = None
-    tokens_per_s = None
-
-    def __init__(self, channels: int, size: tuple[int, int], token_pixels: int) -> None:
-        height, width = size
-        self.span: tuple[int, int, int] = (1, token_pixels, token_pixels)
+    def __init__(self, config: PatchesConfig | KLVAEConfig, *, channels: int, depth: int, stride: int) -> None:
+        """channels of a picture; depth and stride: channels and pixels a side of what the patches are made of."""
+        height, width = config.size
+        token_pixels = stride * config.patch
         if height % token_pixels or width % token_pixels:
             raise UserError(
                 f"tokenizer.size: {height}×{width} pixels do not divide into tokens of {token_pixels}×{token_pixels}; "
                 f"make both multiples of {token_pixels}"
             )
-        self.spec = MediaSpec(grid=(1, height // token_pixels, width // token_pixels), shape=(channels, height, width))
+        self.channels, self.patch, self.vary = channels, config.patch, config.vary
+        self.token_dim = depth * config.patch**2
+        self.media: Media = Pictures(channels)
+        self.span: tuple[int, int, int] = (1, token_pixels, token_pixels)
+        self.spec = self._spec(height, width)  # of all pictures, or of usual ones where they vary
+
+    @property
+    def fixed(self) -> MediaSpec | None:
+        return None if self.vary else self.spec
+
+    def check(self, source: Source) -> None:
+        if (rate_hz := getattr(source, "sample_rate_hz", None)) is not None:
+            raise UserError(
+                f"data gives sound at {rate_hz} Hz, the tokenizer takes pictures: choose another data.source or "
+                "another tokenizer.kind"
+            )
 
     def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
-        if tuple(shape) != self.spec.shape:
+        if not self.vary:
+            if tuple(shape) != self.spec.shape:
+                raise UserError(
+                    f"the tokenizer takes pictures of (channels, height, width) = {self.spec.shape}, the data has "
+                    f"{tuple(shape)}; make tokenizer.size, tokenizer.channels and the data's agree"
+                )
+            return self.spec
+        if len(shape) != 3 or shape[0] != self.channels or not self._divides(*shape[1:]):
             raise UserError(
-                f"the tokenizer takes pictures of (channels, height, width) = {self.spec.shape}, the data has "
-                f"{tuple(shape)}; make tokenizer.size, tokenizer.channels and the data's agree"
+                f"the tokenizer takes pictures of {self.channels} channels whose height and width are multiples of "
+                f"{self.span[1]}, the data has {tuple(shape)}; data.multiple_of cuts pictures to them"
             )
-        return self.spec
+        return self._spec(*shape[1:])
 
-    def spec_for(self, *, num_tokens: int | None = None, duration_s: float | None = None) -> MediaSpec:
+    def spec_for(
+        self,
+        *,
+        num_tokens: int | None = None,
+        duration_s: float | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> MediaSpec:
         if duration_s is not None:
             raise UserError(f"a picture has no duration, but {duration_s} s was asked for; leave it out")
-        if num_tokens not in (None, self.spec.num_tokens):
-            raise UserError(f"every picture has {self.spec.num_tokens} tokens, not {num_tokens}; leave the length out")
-        return self.spec
+        height, width = usual = self.spec.shape[1:]
+        if size is not None and tuple(size) != usual:
+            if not self.vary:
+                raise UserError(
+                    f"every picture has {height}×{width} pixels, not {size[0]}×{size[1]}: leave the size out, or train "
+                    "with tokenizer.vary"
+                )
+            height, width = size
+            if not self._divides(height, width):
+                raise UserError(
+                    f"a size of {height}×{width} pixels does not divide into tokens of {self.span[1]}×{self.span[2]}; "
+                    f"give multiples of {self.span[1]}"
+                )
+        spec = self._spec(height, width)
+        if num_tokens not in (None, spec.num_tokens):
+            raise UserError(
+                f"a picture of {height}×{width} pixels has {spec.num_tokens} tokens, not {num_tokens}; leave the "
+                "length out"
+            )
+        return spec
 
-    def save(self, media: Tensor, path: Path) -> None:
-        """.png and .webp keep every pixel, .jpg does not."""
-        _picture(media).save(path, lossless=True, quality=JPEG_QUALITY)
+    def _divides(self, height: int, width: int) -> bool:
+        _, rows, columns = self.span
+        return height >= rows and width >= columns and not height % rows and not width % columns
 
-    def load(self, path: Path) -> Tensor:
-        """Any file that Pillow reads; its size has to be the tokenizer's."""
-        channels, height, width = self.spec.shape
-        picture = read_picture(path, channels=channels)
-        if tuple(picture.shape[1:]) != (height, width):
-            found, wanted = f"{picture.shape[2]}×{picture.shape[1]}", f"{width}×{height}"
-            raise UserError(f"{path}: the picture is {found} pixels, this model takes {wanted}; resize it first")
-        return picture
+    def _spec(self, height: int, width: int) -> MediaSpec:
+        _, rows, columns = self.span
+        return MediaSpec(grid=(1, height // rows, width // columns), shape=(self.channels, height, width))
 
-    def blend(self, original: Tensor, new: Tensor, kept: Tensor) -> Tensor:
-        return torch.where(kept, original, new)
+    def _to_tokens(self, volume: Tensor) -> Tensor:
+        """(B, C, h·p, w·q) -> (B, N, C·p·q)"""
+        return rearrange(volume, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
 
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        raise UserError("pictures do not follow each other in time: generate them one by one")
-
-    def preview(self, media: Tensor) -> Image.Image:
-        picture = _picture(media)
-        enlarge = -(-PREVIEW_PIXELS // min(picture.size))
-        return picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST)
-
-
-def _picture(media: Tensor) -> Image.Image:
-    """(C, H, W) in [-1, 1] -> a grey or RGB picture."""
-    pixels = ((media.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(rearrange(pixels, "c h w -> h w c").squeeze(-1).numpy())
+    def _to_volume(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
+        """Back again."""
+        _, h, _ = spec.grid
+        return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=h, p=self.patch, q=self.patch)
 
 
 class Patches(_Pictures):
@@ -143,43 +170,30 @@ class Patches(_Pictures):
     """
 
     def __init__(self, config: PatchesConfig) -> None:
-        super().__init__(config.channels, config.size, config.patch)
-        self.patch = config.patch
-        self.token_dim = config.channels * config.patch**2
+        super().__init__(config, channels=config.channels, depth=config.channels, stride=1)
         self.mean = torch.zeros(self.token_dim)
         self.std = torch.ones(())
 
     def encode(self, media: Tensor) -> Tensor:
-        tokens = self._patches(media)
+        tokens = self._to_tokens(media)
         return (tokens - self.mean.to(tokens)) / self.std.to(tokens)
 
     def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
-        _, h, _ = spec.grid
-        pixels = tokens * self.std.to(tokens) + self.mean.to(tokens)
-        return rearrange(pixels, "b (h w) (c p q) -> b c (h p) (w q)", h=h, p=self.patch, q=self.patch).clamp(-1, 1)
+        return self._to_volume(tokens * self.std.to(tokens) + self.mean.to(tokens), spec).clamp(-1, 1)
 
     def fit(self, media: Iterable[Tensor]) -> None:
-        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        moments = Moments()
         for picture in media:
-            tokens = self._patches(picture[None])[0].cpu().double()  # (N, C)
-            count += len(tokens)
-            total = total + tokens.sum(0)
-            squares = squares + tokens.square().sum(0)
-        assert count, "fit needs at least one picture"
-        mean = total / count
-        variance = (squares / count - mean.square()).mean()
-        self.mean = mean.float()
-        self.std = variance.clamp_min(1e-6).sqrt().float()  # the floor: a corpus of one flat colour still has tokens
+            moments.add(self._to_tokens(picture[None])[0])
+        self.mean = moments.mean.float()
+        # the floor: a corpus of one flat colour still has tokens
+        self.std = moments.variance.mean().clamp_min(1e-6).sqrt().float()
 
-    def statistics(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         return {"mean": self.mean, "std": self.std}
 
-    def load_statistics(self, statistics: Mapping[str, Tensor]) -> None:
-        self.mean, self.std = statistics["mean"], statistics["std"]
-
-    def _patches(self, media: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, C·p·q)"""
-        return rearrange(media, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.mean, self.std = state["mean"], state["std"]
 
 
 class KLVAE(_Pictures):
@@ -187,89 +201,49 @@ class KLVAE(_Pictures):
 
     def __init__(self, config: KLVAEConfig) -> None:
         self.config = config
+        self.pretrained = PretrainedVAE(
+            config.model, config.subfolder, classes=("AutoencoderKL",), allow_pickle=config.allow_pickle
+        )
         if config.channels is not None and config.stride is not None:
-            channels, stride = config.channels, config.stride
+            depth, stride = config.channels, config.stride
         else:
-            channels, stride = self.pretrained.latent_channels, _stride(self.pretrained)
-        super().__init__(3, config.size, stride * config.patch)
-        self.token_dim = channels * config.patch**2
+            depth, stride = self._found
+        super().__init__(config, channels=3, depth=depth, stride=stride)
 
     @cached_property
-    def pretrained(self) -> Any:
-        """The VAE's configuration alone, with diffusers' defaults filled in."""
-        from diffusers import AutoencoderKL
-
-        with _loading(self.config), torch.device("meta"):
-            resolved = AutoencoderKL.load_config(self.config.model, subfolder=self.config.subfolder)
-            if resolved.get("_class_name") != "AutoencoderKL":
-                raise ValueError(f"its config.json describes {resolved.get('_class_name')}, not AutoencoderKL")
-            return AutoencoderKL.from_config(resolved).config
+    def _found(self) -> tuple[int, int]:
+        """Channels and stride of the latents, as the VAE's configuration says."""
+        return self.pretrained.bare.config.latent_channels, self.pretrained.halvings_stride
 
     @cached_property
     def scale(self) -> float:
-        return self.pretrained.scaling_factor if self.config.scale is None else self.config.scale
+        return self.pretrained.bare.config.scaling_factor if self.config.scale is None else self.config.scale
 
     @cached_property
     def shift(self) -> float:
-        return (self.pretrained.shift_factor or 0.0) if self.config.shift is None else self.config.shift
+        return (self.pretrained.bare.config.shift_factor or 0.0) if self.config.shift is None else self.config.shift
 
     @cached_property
     def vae(self) -> Any:  # AutoencoderKL, which hides its methods from type checkers
-        from diffusers import AutoencoderKL
-
-        config = self.config
-        found = self.pretrained.latent_channels, _stride(self.pretrained)
-        expected = config.channels or found[0], config.stride or found[1]
-        if found != expected:
-            raise UserError(
-                f"tokenizer: the VAE {config.model!r} has {found[0]} channels and stride {found[1]}, but "
-                f"tokenizer.channels and tokenizer.stride say {expected[0]} and {expected[1]}"
-            )
-        with _loading(config):
-            vae = AutoencoderKL.from_pretrained(
-                config.model, subfolder=config.subfolder, use_safetensors=None if config.allow_pickle else True
-            )
-        if config.tile:
-            vae.enable_tiling()
-        return vae.eval().requires_grad_(False)
+        said = self.config.channels, self.config.stride
+        return self.pretrained.load(found=self._found, said=said, tile=self.config.tile)
 
     @torch.no_grad()
     def encode(self, media: Tensor) -> Tensor:
         posterior = self.vae.to(media.device).encode(media).latent_dist
         latents = posterior.sample() if self.config.sample else posterior.mode()
-        p = self.config.patch
-        return rearrange((latents - self.shift) * self.scale, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
+        return self._to_tokens((latents - self.shift) * self.scale)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
-        _, h, _ = spec.grid
-        p = self.config.patch
-        latents = rearrange(tokens.float(), "b (h w) (c p q) -> b c (h p) (w q)", h=h, p=p, q=p)
+        latents = self._to_volume(tokens.float(), spec)
         return self.vae.to(tokens.device).decode(latents / self.scale + self.shift).sample.clamp(-1, 1)
 
     def fit(self, media: Iterable[Tensor]) -> None:
         """Nothing to learn: scale and shift belong to the VAE."""
 
-    def statistics(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         return {}
 
-    def load_statistics(self, statistics: Mapping[str, Tensor]) -> None:
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Nothing was learned."""
-
-
-def _stride(pretrained: Any) -> int:
-    return 2 ** (len(pretrained.block_out_channels) - 1)
-
-
-@contextmanager
-def _loading(config: KLVAEConfig) -> Iterator[None]:
-    """Turn diffusers' many ways to fail at loading into one line."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        where = config.model if config.subfolder is None else f"{config.model}, subfolder {config.subfolder}"
-        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-        raise UserError(
-            f"tokenizer.model: cannot load a VAE from {where!r} ({reason}); give a folder or a hub repository with "
-            "config.json and safetensors weights of diffusers' AutoencoderKL, or set tokenizer.allow_pickle for .bin"
-        ) from error

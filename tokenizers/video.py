@@ -7,26 +7,21 @@ latents, p, q and r their patches on the three axes, N = t·h·w with w fastest.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from einops import rearrange
-from PIL import Image
 from pydantic import Field, PositiveFloat, PositiveInt
-from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn import functional
 
-from djepa_mm.media.files import ANIMATIONS, pictures, read_clip, write_clip
-from djepa_mm.types import Config, MediaSpec, UserError
+from djepa_mm.media.clips import Clips
+from djepa_mm.moments import Moments
+from djepa_mm.types import Config, Media, MediaSpec, Source, UserError
+from djepa_mm.weights import PretrainedVAE
 
-PREVIEW_FRAMES = 8  # most on a contact sheet, in rows of four
-PREVIEW_PIXELS = 64  # frames smaller than this are enlarged to be looked at
 FRAMES_AT_ONCE = 16  # that a VAE of pictures takes
 CLASSES = ("AutoencoderKL", "AutoencoderKLLTXVideo", "AutoencoderKLCogVideoX", "AutoencoderKLWan")
 
@@ -46,7 +41,8 @@ class ClipPatchesConfig(Config):
     size: Size = Field(examples=[(16, 32)])
     """Height and width of a clip, in pixels, both even."""
     vary: bool = False
-    """Take clips of other lengths and sizes too; `frames` and `size` are then those of generated clips."""
+    """Take clips of other lengths and sizes too; `frames` and `size` are then those of generated clips where none are
+    asked for."""
     frame_rate: PositiveFloat = Field(examples=[10.0])
     """Frames a second of the files that are written."""
 
@@ -70,6 +66,8 @@ class ClipVAEConfig(Config):
     """Of every clip; which counts fit depends on the VAE, often 1 + 4k or 1 + 8k."""
     size: Size = Field(examples=[(16, 32)])
     """Height and width of a clip, in pixels, both even."""
+    vary: bool = False
+    """Take clips of other sizes too; `size` is then that of generated clips where none is asked for."""
     frame_rate: PositiveFloat = Field(examples=[10.0])
     """Frames a second of the files that are written."""
     scale: float | None = Field(default=None, gt=0)
@@ -93,90 +91,109 @@ class ClipVAEConfig(Config):
 
 
 class _Clips:
-    """What clips of one length and size share, however their tokens come about."""
-
-    suffixes: ClassVar[tuple[str, ...]] = (".mp4", *ANIMATIONS)
-    suffix: ClassVar[str] = suffixes[0]
-    sample_rate_hz = None
+    """What tokenizers of clips share, however the tokens come about."""
 
     def __init__(self, config: ClipPatchesConfig | ClipVAEConfig, channels: int, stride: tuple[int, int, int]) -> None:
         """stride: frames, rows and columns of what the patches are made of. A first latent may stand for one frame."""
         height, width = config.size
         if height % 2 or width % 2:
             raise UserError(f"tokenizer.size: {height}×{width} pixels are odd, and H.264 files need even sizes")
-        inner = tuple(-(-n // s) for n, s in zip((config.frames, height, width), stride, strict=True))
         span = tuple(s * p for s, p in zip(stride, config.patch, strict=True))
         if height % span[1] or width % span[2]:
             raise UserError(
                 f"tokenizer.size: {height}×{width} pixels do not divide into tokens of {span[1]}×{span[2]}; "
                 f"make them multiples of {span[1]} and {span[2]}"
             )
-        if inner[0] % config.patch[0]:
+        inner = -(-config.frames // stride[0])
+        if inner % config.patch[0]:
             what = "frames" if stride[0] == 1 else "latents in time"
             raise UserError(
-                f"tokenizer.frames: {config.frames} frames are {inner[0]} {what}, which do not divide into tokens of "
+                f"tokenizer.frames: {config.frames} frames are {inner} {what}, which do not divide into tokens of "
                 f"{config.patch[0]}; change tokenizer.frames or tokenizer.patch"
             )
-        self.patch, self.frame_rate = config.patch, config.frame_rate
+        self.patch, self.vary = config.patch, config.vary
+        self.media: Media = Clips(channels, config.frame_rate)
+        self.frame_rate = config.frame_rate
         self.span: tuple[int, int, int] = (span[0], span[1], span[2])
-        t, h, w = (n // p for n, p in zip(inner, config.patch, strict=True))
-        self.spec = MediaSpec(grid=(t, h, w), shape=(channels, config.frames, height, width))
+        self.spec = self._spec((channels, config.frames, height, width))  # of all clips, or of usual ones
 
     @property
-    def tokens_per_s(self) -> float:
-        return self.frame_rate / self.span[0]
+    def fixed(self) -> MediaSpec | None:
+        return None if self.vary else self.spec
+
+    def check(self, source: Source) -> None:
+        if (rate_hz := getattr(source, "sample_rate_hz", None)) is not None:
+            raise UserError(
+                f"data gives sound at {rate_hz} Hz, the tokenizer takes clips: choose another data.source or another "
+                "tokenizer.kind"
+            )
 
     def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
-        if tuple(shape) != self.spec.shape:
+        if not self.vary:
+            if tuple(shape) != self.spec.shape:
+                raise UserError(
+                    f"the tokenizer takes clips of (channels, frames, height, width) = {self.spec.shape}, the data has "
+                    f"{tuple(shape)}; make tokenizer.frames, tokenizer.size and the data's agree"
+                )
+            return self.spec
+        channels, frames, _, _ = self.spec.shape
+        if len(shape) != 4 or tuple(shape[:2]) != (channels, frames) or not self._divides(*shape[2:]):
             raise UserError(
-                f"the tokenizer takes clips of (channels, frames, height, width) = {self.spec.shape}, the data has "
-                f"{tuple(shape)}; make tokenizer.frames, tokenizer.size and the data's agree"
+                f"the tokenizer takes clips of {channels} channels and {frames} frames whose height and width are "
+                f"multiples of {list(self.span[1:])}, the data has {tuple(shape)}; data.multiple_of cuts clips to them"
             )
-        return self.spec
+        return self._spec(tuple(shape))
 
-    def spec_for(self, *, num_tokens: int | None = None, duration_s: float | None = None) -> MediaSpec:
-        frames = self.spec.shape[1]
+    def spec_for(
+        self,
+        *,
+        num_tokens: int | None = None,
+        duration_s: float | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> MediaSpec:
+        channels, frames, _, _ = self.spec.shape
         if duration_s is not None and not abs(duration_s * self.frame_rate - frames) < 1:
             raise UserError(
                 f"every clip lasts {frames / self.frame_rate:.4g} s ({frames} frames, {self.frame_rate:g} a second), "
                 f"not {duration_s} s; leave the duration out"
             )
-        if num_tokens not in (None, self.spec.num_tokens):
-            raise UserError(f"every clip has {self.spec.num_tokens} tokens, not {num_tokens}; leave the length out")
-        return self.spec
-
-    def save(self, media: Tensor, path: Path) -> None:
-        """As `media.write_clip`: H.264 in .mp4, or an animated .gif or .webp; clips of any length and even size."""
-        write_clip(media, path, self.frame_rate)
-
-    def load(self, path: Path) -> Tensor:
-        """Any file that `media.read_clip` reads; its frames and size have to be the tokenizer's."""
-        channels, frames, height, width = self.spec.shape
-        clip = read_clip(path, channels=channels, most=frames + 1)
-        if clip.shape != self.spec.shape:
-            count = f"more than {frames}" if clip.shape[1] > frames else clip.shape[1]
+        height, width = self._size(size)
+        spec = self._spec((channels, frames, height, width))
+        if num_tokens not in (None, spec.num_tokens):
             raise UserError(
-                f"{path}: the clip has {count} frames of {clip.shape[3]}×{clip.shape[2]} pixels, this model takes "
-                f"{frames} of {width}×{height}; cut or resize it first"
+                f"a clip of {frames} frames of {height}×{width} pixels has {spec.num_tokens} tokens, not {num_tokens}; "
+                "leave the length out"
             )
-        return clip
+        return spec
 
-    def blend(self, original: Tensor, new: Tensor, kept: Tensor) -> Tensor:
-        return torch.where(kept, original, new)
+    def _size(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        """Height and width of clips to generate: those asked for, or the usual ones. Raises UserError."""
+        _, _, height, width = self.spec.shape
+        if size is None or tuple(size) == (height, width):
+            return height, width
+        if not self.vary:
+            raise UserError(
+                f"every clip has {height}×{width} pixels, not {size[0]}×{size[1]}: leave the size out, or train with "
+                "tokenizer.vary"
+            )
+        height, width = size
+        if not self._divides(height, width):
+            raise UserError(
+                f"a size of {height}×{width} pixels does not divide into tokens of {self.span[1]}×{self.span[2]}; give "
+                f"multiples of {self.span[1]} and {self.span[2]}"
+            )
+        if height % 2 or width % 2:
+            raise UserError(f"a size of {height}×{width} pixels is odd, and H.264 files need even sizes")
+        return height, width
 
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """One after the other in time."""
-        return torch.cat(list(parts), dim=1)
+    def _divides(self, height: int, width: int) -> bool:
+        _, rows, columns = self.span
+        return height >= rows and width >= columns and not height % rows and not width % columns
 
-    def preview(self, media: Tensor) -> Image.Image:
-        """A contact sheet of frames at even steps, in rows of four, first and last among them."""
-        count = min(media.shape[1], PREVIEW_FRAMES)
-        columns = min(count, PREVIEW_FRAMES // 2)
-        chosen = torch.linspace(0, media.shape[1] - 1, count // columns * columns).round().long()
-        frames = functional.pad(media.detach().float().cpu()[:, chosen], (1, 1, 1, 1), value=1.0)
-        (sheet,) = pictures(rearrange(frames, "c (y x) h w -> c 1 (y h) (x w)", x=columns))
-        enlarge = -(-PREVIEW_PIXELS // min(media.shape[-2:]))
-        return sheet.resize((sheet.width * enlarge, sheet.height * enlarge), Image.Resampling.NEAREST)
+    def _spec(self, shape: tuple[int, ...]) -> MediaSpec:
+        """Of clips (C, T, H, W) that divide into whole tokens."""
+        t, h, w = (-(-n // span) for n, span in zip(shape[1:], self.span, strict=True))
+        return MediaSpec(grid=(t, h, w), shape=shape)
 
     def _to_tokens(self, volume: Tensor) -> Tensor:
         """(B, K, t·p, h·q, w·r) -> (B, N, K·p·q·r)"""
@@ -195,7 +212,6 @@ class ClipPatches(_Clips):
 
     def __init__(self, config: ClipPatchesConfig) -> None:
         super().__init__(config, config.channels, (1, 1, 1))
-        self.vary = config.vary
         p, q, r = config.patch
         self.token_dim = config.channels * p * q * r
         self.mean = torch.zeros(self.token_dim)
@@ -205,32 +221,27 @@ class ClipPatches(_Clips):
         if not self.vary:
             return super().spec_of(shape)
         channels = self.spec.shape[0]
-        if len(shape) != 4 or shape[0] != channels or any(n % p for n, p in zip(shape[1:], self.patch, strict=True)):
+        divides = len(shape) == 4 and shape[1] > 0 and not shape[1] % self.patch[0] and self._divides(*shape[2:])
+        if not divides or shape[0] != channels:
             raise UserError(
                 f"the tokenizer takes clips of {channels} channels whose frames, height and width are multiples of "
                 f"{list(self.patch)}, the data has {tuple(shape)}; data.multiple_of cuts clips to them"
             )
-        t, h, w = (n // p for n, p in zip(shape[1:], self.patch, strict=True))
-        return MediaSpec(grid=(t, h, w), shape=tuple(shape))
+        return self._spec(tuple(shape))
 
-    def spec_for(self, *, num_tokens: int | None = None, duration_s: float | None = None) -> MediaSpec:
+    def spec_for(
+        self,
+        *,
+        num_tokens: int | None = None,
+        duration_s: float | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> MediaSpec:
         if not self.vary or duration_s is None:
-            return super().spec_for(num_tokens=num_tokens, duration_s=duration_s)
+            return super().spec_for(num_tokens=num_tokens, duration_s=duration_s, size=size)
         if not (math.isfinite(duration_s) and duration_s > 0):
             raise UserError(f"a duration of {duration_s} s: give more than 0")
-        channels, _, height, width = self.spec.shape
-        tokens = max(1, round(duration_s * self.tokens_per_s))
-        return self.spec_of((channels, tokens * self.patch[0], height, width))
-
-    def load(self, path: Path) -> Tensor:
-        if not self.vary:
-            return super().load(path)
-        clip = read_clip(path, channels=self.spec.shape[0])
-        try:
-            self.spec_of(tuple(clip.shape))
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-        return clip
+        tokens = max(1, round(duration_s * (self.frame_rate / self.span[0])))
+        return self._spec((self.spec.shape[0], tokens * self.patch[0], *self._size(size)))
 
     def encode(self, media: Tensor) -> Tensor:
         return (self._to_tokens(media) - self.mean.to(media)) / self.std.to(media)
@@ -239,23 +250,18 @@ class ClipPatches(_Clips):
         return self._to_volume(tokens * self.std.to(tokens) + self.mean.to(tokens), spec).clamp(-1, 1)
 
     def fit(self, media: Iterable[Tensor]) -> None:
-        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        moments = Moments()
         for clip in media:
-            tokens = self._to_tokens(clip[None])[0].cpu().double()  # (N, C)
-            count += len(tokens)
-            total = total + tokens.sum(0)
-            squares = squares + tokens.square().sum(0)
-        assert count, "fit needs at least one clip"
-        mean = total / count
-        self.mean = mean.float()
+            moments.add(self._to_tokens(clip[None])[0])
+        self.mean = moments.mean.float()
         # the floor: a corpus of one flat colour still has tokens
-        self.std = (squares / count - mean.square()).mean().clamp_min(1e-6).sqrt().float()
+        self.std = moments.variance.mean().clamp_min(1e-6).sqrt().float()
 
-    def statistics(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         return {"mean": self.mean, "std": self.std}
 
-    def load_statistics(self, statistics: Mapping[str, Tensor]) -> None:
-        self.mean, self.std = statistics["mean"], statistics["std"]
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.mean, self.std = state["mean"], state["std"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +290,9 @@ class ClipVAE(_Clips):
 
     def __init__(self, config: ClipVAEConfig) -> None:
         self.config = config
+        self.pretrained = PretrainedVAE(
+            config.model, config.subfolder, classes=CLASSES, allow_pickle=config.allow_pickle
+        )
         if config.channels is not None and config.stride is not None:
             channels, stride = config.channels, config.stride
         else:
@@ -293,24 +302,13 @@ class ClipVAE(_Clips):
         self.token_dim = channels * p * q * r
 
     @cached_property
-    def pretrained(self) -> Any:
-        """The VAE without its weights."""
-        import diffusers
-
-        with _loading(self.config), torch.device("meta"):
-            resolved = diffusers.AutoencoderKL.load_config(self.config.model, subfolder=self.config.subfolder)
-            if (name := resolved.get("_class_name")) not in CLASSES:
-                raise ValueError(f"its config.json describes {name}")
-            return getattr(diffusers, name).from_config(resolved)
-
-    @cached_property
     def _found(self) -> tuple[int, tuple[int, int, int]]:
         """Channels and stride of the latents, as the VAE's configuration says. Raises UserError where clips of the
         recipe's length do not fit it."""
-        vae = self.pretrained
+        vae = self.pretrained.bare
         config, name = vae.config, type(vae).__name__
         if name == "AutoencoderKL":
-            time, space, fits = 1, 2 ** (len(config.block_out_channels) - 1), _Fits(period=1, rests=(0,))
+            time, space, fits = 1, self.pretrained.halvings_stride, _Fits(period=1, rests=(0,))
         elif name == "AutoencoderKLLTXVideo":
             time, space = vae.temporal_compression_ratio, vae.spatial_compression_ratio
             fits = _Fits(period=time, rests=(1 % time,))
@@ -319,30 +317,16 @@ class ClipVAE(_Clips):
             space = 2 ** (len(config.dim_mult) - 1) * (config.patch_size or 1)
             fits = _Fits(period=4, rests=(1,))  # it goes through a clip by one frame and then by fours
         else:
-            time, space = int(config.temporal_compression_ratio), 2 ** (len(config.block_out_channels) - 1)
+            time, space = int(config.temporal_compression_ratio), self.pretrained.halvings_stride
             fits = _Fits(period=2 * time, rests=(0, 1))  # it decodes latents by twos, the first time maybe three
         fits.check(self.config.frames, name)
         return (config.z_dim if name == "AutoencoderKLWan" else config.latent_channels), (time, space, space)
 
     @cached_property
     def vae(self) -> Any:
-        config = self.config
-        expected = config.channels or self._found[0], config.stride or self._found[1]
-        if self._found != expected:
-            raise UserError(
-                f"tokenizer: the VAE {config.model!r} has {self._found[0]} channels and stride {list(self._found[1])}, "
-                f"but tokenizer.channels and tokenizer.stride say {expected[0]} and {list(expected[1])}"
-            )
-        with _loading(config):
-            vae = type(self.pretrained).from_pretrained(
-                config.model,
-                subfolder=config.subfolder,
-                use_safetensors=None if config.allow_pickle else True,
-                low_cpu_mem_usage=False,  # else it asks for accelerate
-            )
-        if config.tile:
-            vae.enable_tiling()
-        return vae.eval().requires_grad_(False)
+        channels, stride = self._found
+        said = self.config.channels, self.config.stride and list(self.config.stride)
+        return self.pretrained.load(found=(channels, list(stride)), said=said, tile=self.config.tile)
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -405,23 +389,8 @@ class ClipVAE(_Clips):
     def fit(self, media: Iterable[Tensor]) -> None:
         """Nothing to learn: mean and deviation belong to the VAE."""
 
-    def statistics(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         return {}
 
-    def load_statistics(self, statistics: Mapping[str, Tensor]) -> None:
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Nothing was learned."""
-
-
-@contextmanager
-def _loading(config: ClipVAEConfig) -> Iterator[None]:
-    """Turn diffusers' many ways to fail at loading into one line."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        where = config.model if config.subfolder is None else f"{config.model}, subfolder {config.subfolder}"
-        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-        raise UserError(
-            f"tokenizer.model: cannot load a VAE from {where!r} ({reason}); give a folder or a hub repository with "
-            f"config.json and safetensors weights of diffusers' {', '.join(CLASSES[:-1])} or {CLASSES[-1]}, or set "
-            "tokenizer.allow_pickle for .bin"
-        ) from error

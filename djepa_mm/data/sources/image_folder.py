@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from djepa_mm.types import BrokenItem, Item, SourceConfig, UserError
+from djepa_mm.types import BrokenItem, Entry, Item, SourceConfig, UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTIONS = "captions.jsonl"  # rows with "file" (relative to the root) and "caption"
+UPRIGHT = 1  # EXIF's number for pictures that lie in the file as they are seen
+ON_THEIR_SIDE = (5, 6, 7, 8)  # and for those whose width is what the file calls height
 
 
 class ImageFolderConfig(SourceConfig):
@@ -22,8 +26,12 @@ class ImageFolderConfig(SourceConfig):
 
     source: Literal["image-folder"]
     root: str
-    size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]
-    """Height and width: the largest centred part of that shape is cut out and resized."""
+    size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None
+    """Height and width: the largest centred part of that shape is cut out and resized; null takes each picture at its
+    own size."""
+    multiple_of: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] = (1, 1)
+    """Where height and width are the picture's own, its middle is cut out to multiples of these: the tokenizer's
+    patch."""
     flip: bool = False
     """Mirror half of the pictures at random, each time they are read."""
 
@@ -33,8 +41,6 @@ class ImageFolderConfig(SourceConfig):
 
 class ImageFolder:
     """Where there are class folders, pictures outside them have no class and are left out."""
-
-    sample_rate_hz = None
 
     def __init__(self, config: ImageFolderConfig) -> None:
         self.config = config
@@ -46,31 +52,66 @@ class ImageFolder:
         self.files = [path for path in found if len(path.parts) > 1] if self.classes else found
         if not self.files:
             raise UserError(f"data.root: no pictures in {config.root!r}; it takes {', '.join(SUFFIXES)}")
-        self.labels = {name: label for label, name in enumerate(self.classes)}
         self.captions = _captions(self.root / CAPTIONS)
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def name(self, index: int) -> str:
-        return self.files[index].as_posix()
-
-    def text(self, index: int) -> str | None:
-        return self.captions.get(self.name(index))
+    def entry(self, index: int) -> Entry:
+        file = self.files[index]
+        name = file.as_posix()
+        label = file.parts[0] if self.classes else None
+        return Entry(name=name, path=self.root / file, label=label, text=self.captions.get(name))
 
     def shape(self, index: int) -> tuple[int, ...]:
-        return (3, *self.config.size)
+        """(3, H, W)."""
+        if self.config.size is not None:
+            return (3, *self.config.size)
+        with _opened(self.root / self.files[index]) as image:
+            return (3, *self._own_size(image))
 
     def read(self, index: int) -> Item:
-        try:
-            with Image.open(self.root / self.files[index]) as image:
+        with _opened(self.root / self.files[index]) as image:
+            if self.config.size is not None:
                 media = to_media(ImageOps.exif_transpose(image), self.config.size, channels=3)
-        except Exception as error:  # Pillow's readers meet broken files with nearly any exception
-            raise BrokenItem(f"not a readable picture ({error})") from error
+            else:
+                upright = image if _orientation(image) == UPRIGHT else ImageOps.exif_transpose(image)
+                height, width = size = self._own_size(image)
+                left, top = (upright.width - width) // 2, (upright.height - height) // 2
+                media = to_media(upright.crop((left, top, left + width, top + height)), size, channels=3)
         if self.config.flip and torch.rand(()) < 0.5:
             media = media.flip(-1)
-        label = self.labels.get(self.files[index].parts[0])
-        return Item(media=media, label=label, text=self.text(index))
+        return Item(entry=self.entry(index), media=media)
+
+    def _own_size(self, image: Image.Image) -> tuple[int, int]:
+        """Height and width, the greatest multiples within a picture's own, from its header. Raises BrokenItem."""
+        width, height = image.size
+        if _orientation(image) in ON_THEIR_SIDE:
+            width, height = height, width
+        rows, columns = self.config.multiple_of
+        if height < rows or width < columns:
+            raise BrokenItem(f"{width}×{height} pixels, less than data.multiple_of")
+        return height - height % rows, width - width % columns
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except BrokenItem:
+        raise
+    except Exception as error:  # Pillow's readers meet broken files with nearly any exception
+        raise BrokenItem(f"not a readable picture ({error})") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's number for how the camera was held, UPRIGHT where the header does not say.
+
+    Pillow would decode all of a PNG in search of one that stands behind the pixels, where hardly any does."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return UPRIGHT
+    return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
 
 
 def to_media(image: Image.Image, size: tuple[int, int], channels: Literal[1, 3]) -> Tensor:

@@ -1,50 +1,18 @@
-"""What a log-mel is, in numbers: two ends that agree on all of them understand each other.
+"""What all vocoders have in common, whichever log-mels they take.
 
-B batch, S samples, F frames, M mel bands.
+B batch, F frames, M mel bands.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal, Protocol
+from dataclasses import fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from djepa_mm.types import UserError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MelConvention:
-    """Magnitudes of a short-time Fourier transform, gathered in mel bands, as logarithms."""
-
-    sample_rate_hz: int
-    n_fft: int
-    window_samples: int
-    window: Literal["hann"]  # periodic
-    hop_samples: int
-    first_centre_samples: int  # the sample that frame 0 is centred on; frame i is centred i hops later
-    bands: int
-    f_min_hz: float
-    f_max_hz: float
-    scale: Literal["slaney", "htk"]
-    norm: Literal["slaney", "none"]
-    log: Literal["natural", "base 10"]
-    floor: float  # the least magnitude that the logarithm sees
-
-    def filters(self) -> Tensor:
-        """(M, n_fft/2 + 1): what gathers magnitudes into bands."""
-        from torchaudio.functional import melscale_fbanks
-
-        return melscale_fbanks(
-            n_freqs=self.n_fft // 2 + 1,
-            f_min=self.f_min_hz,
-            f_max=self.f_max_hz,
-            n_mels=self.bands,
-            sample_rate=self.sample_rate_hz,
-            norm="slaney" if self.norm == "slaney" else None,
-            mel_scale=self.scale,
-        ).T
+from djepa_mm.errors import UserError
+from djepa_mm.media.mel import MelConvention
 
 
 class Vocoder(Protocol):

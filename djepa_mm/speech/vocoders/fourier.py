@@ -15,9 +15,10 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from djepa_mm.runs.checkpoint import find_checkpoint, read_state, read_tensors
-from djepa_mm.speech.vocoders.convention import MelConvention, check_convention, padded_to
+from djepa_mm.media.mel import MelConvention
+from djepa_mm.speech.vocoders.convention import check_convention, padded_to
 from djepa_mm.types import Config, UserError
+from djepa_mm.weights import find_checkpoint, load_weights, read_state, read_tensors
 
 TRAIN = "djepa-mm vocoder train"
 KERNEL = 7
@@ -135,14 +136,5 @@ def load_fourier(path: Path, convention: MelConvention | None = None) -> Fourier
         advice = f"train one for them: {TRAIN} vocoder --set data.sample_rate_hz={convention.sample_rate_hz}"
         check_convention(str(path), theirs, convention, advice)
     vocoder = FourierVocoder(theirs, FourierSize(**state["size"]))
-    load_into(vocoder, read_tensors(checkpoint, "averaged"), checkpoint / "averaged.safetensors")
+    load_weights(vocoder, read_tensors(checkpoint, "averaged"), checkpoint / "averaged.safetensors")
     return vocoder.requires_grad_(False).eval()
-
-
-def load_into(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Weights of a file; UserError where they are not this network's."""
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        problem = str(error).splitlines()[-1].strip()
-        raise UserError(f"{path}: holds other weights than this vocoder has ({problem})") from None

@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional
 
-from djepa_mm.speech.vocoders.convention import MelConvention
+from djepa_mm.media.mel import MelConvention
 from djepa_mm.types import Config
 
 MOMENTUM = 0.99

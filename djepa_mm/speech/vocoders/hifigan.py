@@ -12,7 +12,8 @@ from typing import Literal
 from safetensors import SafetensorError
 from torch import Tensor
 
-from djepa_mm.speech.vocoders.convention import MelConvention, check_convention, padded_to
+from djepa_mm.media.mel import MelConvention
+from djepa_mm.speech.vocoders.convention import check_convention, padded_to
 from djepa_mm.types import Config, UserError
 
 

@@ -1,4 +1,5 @@
-"""Clips and pictures in files. PyAV (which brings FFmpeg) is imported when the first clip is read or written.
+"""Clips: their files, and how people look at them. PyAV (which brings FFmpeg) is imported when the first clip is read
+or written.
 
 C channels, 1 or 3; T frames, H and W pixels.
 """
@@ -6,7 +7,7 @@ C channels, 1 or 3; T frames, H and W pixels.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,11 +19,59 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
-from djepa_mm.types import UserError
+from djepa_mm.errors import UserError
+from djepa_mm.media.pictures import enlarged, from_bytes, image_of, opened, pixels_of, to_bytes
 
 CRF = "15"  # of x264, 0 to 51: hardly to be told from the original
 ANIMATIONS: dict[str, dict[str, Any]] = {".gif": {}, ".webp": {"quality": 90, "method": 4}}  # Pillow's options
+PREVIEW_FRAMES = 8  # most on a contact sheet, in rows of four
+
+
+class Clips:
+    """Clips (C, T, H, W) in [-1, 1], of any length and size."""
+
+    suffixes: tuple[str, ...] = (".mp4", *ANIMATIONS)
+
+    def __init__(self, channels: int, frame_rate: float) -> None:
+        self.channels, self.frame_rate = channels, frame_rate
+        self.per_second: float | None = frame_rate
+
+    def save(self, media: Tensor, path: Path) -> None:
+        """As `write_clip`: H.264 in .mp4, which takes even sizes alone, or an animated .gif or .webp."""
+        write_clip(media, path, self.frame_rate)
+
+    def load(self, path: Path, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Any file that `read_clip` reads; where a shape is asked for, no further than one frame beyond it."""
+        if shape is None:
+            return read_clip(path, channels=self.channels)
+        _, frames, height, width = shape
+        clip = read_clip(path, channels=self.channels, most=frames + 1)
+        if tuple(clip.shape) != tuple(shape):
+            count = f"more than {frames}" if clip.shape[1] > frames else clip.shape[1]
+            raise UserError(
+                f"{path}: the clip has {count} frames of {clip.shape[3]}×{clip.shape[2]} pixels, this model takes "
+                f"{frames} of {width}×{height}; cut or resize it first"
+            )
+        return clip
+
+    def blend(self, original: Tensor, new: Tensor, kept: Tensor) -> Tensor:
+        return torch.where(kept, original, new)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """One after the other in time."""
+        return torch.cat(list(parts), dim=1)
+
+    def preview(self, media: Tensor) -> Image.Image:
+        """A contact sheet of frames at even steps, in rows of four, first and last among them."""
+        count = min(media.shape[1], PREVIEW_FRAMES)
+        columns = min(count, PREVIEW_FRAMES // 2)
+        chosen = torch.linspace(0, media.shape[1] - 1, count // columns * columns).round().long()
+        cells = functional.pad(media.detach().float().cpu()[:, chosen], (1, 1, 1, 1), value=1.0)
+        rows = cells.unflatten(1, (-1, columns)).movedim(3, 2)  # (C, rows, H, columns, W)
+        sheet = image_of(to_bytes(rows.flatten(3).flatten(1, 2)))
+        return enlarged(sheet, min(media.shape[-2:]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +85,11 @@ class ClipFormat:
 
 def probe_clip(path: Path) -> ClipFormat:
     """Frames, size and rate of any file that FFmpeg reads. Raises UserError, one line."""
-    with _opened(path) as (stream, frames):
-        first = next(frames, None)
+    with _opened(path) as (stream, decoded):
+        first = next(decoded, None)
         if first is None:
             raise UserError(f"{path}: not readable as a clip (no frames in it)")
-        count = stream.frames or 1 + sum(1 for _ in frames)  # frames are counted where the header is silent
+        count = stream.frames or 1 + sum(1 for _ in decoded)  # frames are counted where the header is silent
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         return ClipFormat(frames=count, size=_upright(first, "gray").shape[:2], frame_rate=rate)
 
@@ -49,16 +98,10 @@ def read_clip(path: Path, *, channels: int = 3, most: int | None = None, last: i
     """Any file that FFmpeg reads, or an animated .webp -> (C, T, H, W) in [-1, 1]. Raises UserError, one line.
 
     most, last: only its first `most` frames; of these, only the last `last`."""
-    pixels = list(deque(islice(_frames(path, channels), most), maxlen=last))
+    pixels = list(deque(islice(_decoded(path, channels), most), maxlen=last))
     if not pixels or len({frame.shape for frame in pixels}) > 1:
         raise UserError(f"{path}: not readable as a clip ({'frames of many sizes' if pixels else 'no frames in it'})")
-    return _from_bytes(np.stack(pixels)).permute(3, 0, 1, 2)
-
-
-def read_picture(path: Path, *, channels: int = 3) -> Tensor:
-    """Any file that Pillow reads -> (C, H, W) in [-1, 1]. Raises UserError, one line."""
-    with _opened_by_pillow(path, "a picture") as picture:
-        return _from_bytes(_pixels(picture, channels)).permute(2, 0, 1)
+    return from_bytes(np.stack(pixels)).permute(3, 0, 1, 2)
 
 
 def write_clip(clip: Tensor, path: Path, frame_rate: float) -> None:
@@ -74,9 +117,9 @@ def write_clip(clip: Tensor, path: Path, frame_rate: float) -> None:
         raise UserError(f"{path}: clips are written as .mp4, {' or '.join(ANIMATIONS)}")
 
 
-def pictures(clip: Tensor) -> list[Image.Image]:
+def frames(clip: Tensor) -> list[Image.Image]:
     """(C, T, H, W) in [-1, 1] -> a grey or RGB picture of every frame."""
-    return [Image.fromarray(frame.squeeze(-1) if frame.shape[-1] == 1 else frame) for frame in _to_bytes(clip)]
+    return [image_of(pixels) for pixels in to_bytes(clip)]
 
 
 def _write_mp4(clip: Tensor, path: Path, frame_rate: float) -> None:
@@ -91,27 +134,17 @@ def _write_mp4(clip: Tensor, path: Path, frame_rate: float) -> None:
             "libx264", rate=Fraction(frame_rate).limit_denominator(1001), options={"crf": CRF}
         )
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        for pixels in _to_bytes(clip.expand(3, -1, -1, -1)):
+        for pixels in to_bytes(clip.expand(3, -1, -1, -1)):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
 
 
 def _write_animation(clip: Tensor, path: Path, frame_rate: float) -> None:
     """With each frame's end rounded, not its length, for GIF counts in hundredths of a second."""
-    first, *others = pictures(clip)
+    first, *others = frames(clip)
     ends = [round((n + 1) * 100 / frame_rate) for n in range(1 + len(others))]
     durations_ms = [10 * max(1, end - start) for start, end in zip([0, *ends], ends, strict=False)]
     first.save(path, save_all=True, append_images=others, duration=durations_ms, loop=0, **ANIMATIONS[path.suffix])
-
-
-def _to_bytes(clip: Tensor) -> np.ndarray:
-    """(C, T, H, W) in [-1, 1] -> (T, H, W, C) uint8."""
-    pixels = ((clip.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return np.ascontiguousarray(pixels.permute(1, 2, 3, 0).numpy())
-
-
-def _from_bytes(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels.copy()) / 127.5 - 1
 
 
 def _av() -> Any:
@@ -146,29 +179,14 @@ def _opened(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
         raise UserError(f"{path}: not readable as a clip ({' '.join(reason.split())})") from None
 
 
-def _frames(path: Path, channels: int) -> Iterator[np.ndarray]:
+def _decoded(path: Path, channels: int) -> Iterator[np.ndarray]:
     """(H, W, C) uint8 of every frame. Pillow reads animated .webp, which FFmpeg does not."""
     if path.suffix.lower() == ".webp":
-        with _opened_by_pillow(path, "a clip") as picture:
+        with opened(path, "a clip") as picture:
             for number in range(getattr(picture, "n_frames", 1)):
                 picture.seek(number)
-                yield _pixels(picture, channels)
+                yield pixels_of(picture, channels)
     else:
-        with _opened(path) as (_, frames):
-            for frame in frames:
-                yield _upright(frame, "gray" if channels == 1 else "rgb24")
-
-
-def _pixels(picture: Image.Image, channels: int) -> np.ndarray:
-    """(H, W, C) uint8."""
-    return np.asarray(picture.convert("L" if channels == 1 else "RGB")).reshape(picture.height, picture.width, channels)
-
-
-@contextmanager
-def _opened_by_pillow(path: Path, what: str) -> Iterator[Any]:
-    """Pillow's ways to fail, now and later, become one line."""
-    try:
-        with Image.open(path) as picture:
-            yield picture
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not readable as {what} ({' '.join(str(error).split())})") from None
+        with _opened(path) as (_, pictures):
+            for picture in pictures:
+                yield _upright(picture, "gray" if channels == 1 else "rgb24")

@@ -1,0 +1,146 @@
+"""The reader of weights: those of our own checkpoints, and those of pretrained VAEs.
+
+What a checkpoint's folder holds is told in `djepa_mm.runs.checkpoint`, which writes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from djepa_mm.errors import UserError
+
+FORMAT = 3  # of the checkpoints that are written
+READABLE = (2, FORMAT)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints in a folder, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The newest checkpoint of a run folder, or the checkpoint that `path` itself is."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run folder; a run is made by: djepa-mm train RECIPE")
+    if (path / "state.json").is_file():
+        return path
+    found = checkpoints(path / "checkpoints")
+    if not found:
+        raise UserError(f"{path}: this folder has no checkpoint yet; train first: djepa-mm train RECIPE --out {path}")
+    return found[-1]
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """state.json. Raises UserError where it is damaged or of a format that is not read here."""
+    path = checkpoint / "state.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+    if (found := state.get("format")) not in READABLE:
+        advice = "upgrade djepa-mm" if isinstance(found, int) and found > FORMAT else "train again"
+        known = " and ".join(map(str, READABLE))
+        raise UserError(f"{path}: format {found!r}, and this version of djepa-mm reads {known}: {advice}")
+    return state
+
+
+def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    """Tensors of one of the checkpoint's files. Raises UserError where it is damaged."""
+    path = checkpoint / f"{name}.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from None
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: str | Path, *, assign: bool = False) -> None:
+    """Load a state dict; `assign` puts its tensors in the place of the module's own.
+
+    Raises UserError, naming `origin`, where names or shapes do not fit."""
+    try:
+        module.load_state_dict(tensors, assign=assign)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:300]
+        raise UserError(f"{origin}: the weights do not fit the recipe: {detail}") from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    older = [c.name for c in checkpoints(path.parent.parent) if c.name < path.parent.name]
+    advice = f"delete {path.parent.name} to go on from {older[-1]}" if older else "there is no older one: train again"
+    return UserError(f"{path}: damaged checkpoint ({' '.join(str(error).split())}); {advice}")
+
+
+# --- pretrained VAEs --------------------------------------------------------------------------------------------------
+
+
+class PretrainedVAE:
+    """A VAE in diffusers' format, from a local folder or from the hub. Raises UserError, one line."""
+
+    def __init__(self, model: str, subfolder: str | None, *, classes: tuple[str, ...], allow_pickle: bool) -> None:
+        """classes: of diffusers, those that may be named in its config.json."""
+        self.model, self.subfolder, self.classes, self.allow_pickle = model, subfolder, classes, allow_pickle
+
+    @cached_property
+    def bare(self) -> Any:  # diffusers hides its methods from type checkers
+        """The VAE without its weights: its configuration is read, with diffusers' defaults filled in, and no more."""
+        import diffusers
+
+        with self._loading(), torch.device("meta"):
+            resolved = diffusers.AutoencoderKL.load_config(self.model, subfolder=self.subfolder)
+            if (name := resolved.get("_class_name")) not in self.classes:
+                raise ValueError(f"its config.json describes {name}")
+            return getattr(diffusers, name).from_config(resolved)
+
+    @property
+    def halvings_stride(self) -> int:
+        """Pixels a side of a latent, where every block but the last halves the picture."""
+        return 2 ** (len(self.bare.config.block_out_channels) - 1)
+
+    def load(self, *, found: tuple[int, Any], said: tuple[int | None, Any], tile: bool) -> Any:
+        """The VAE with its weights, to be used and not to be trained.
+
+        found, said: channels and stride of its latents, as its configuration and as the recipe has them; None where
+        the recipe has none."""
+        expected = said[0] or found[0], said[1] or found[1]
+        if found != expected:
+            raise UserError(
+                f"tokenizer: the VAE {self.model!r} has {found[0]} channels and stride {found[1]}, but "
+                f"tokenizer.channels and tokenizer.stride say {expected[0]} and {expected[1]}"
+            )
+        with self._loading():
+            vae = type(self.bare).from_pretrained(
+                self.model,
+                subfolder=self.subfolder,
+                use_safetensors=None if self.allow_pickle else True,
+                low_cpu_mem_usage=False,  # else it asks for accelerate
+            )
+        if tile:
+            vae.enable_tiling()
+        return vae.eval().requires_grad_(False)
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Turn diffusers' many ways to fail at loading into one line."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+            where = self.model if self.subfolder is None else f"{self.model}, subfolder {self.subfolder}"
+            reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+            known = " or ".join(filter(None, (", ".join(self.classes[:-1]), self.classes[-1])))
+            raise UserError(
+                f"tokenizer.model: cannot load a VAE from {where!r} ({reason}); give a folder or a hub repository with "
+                f"config.json and safetensors weights of diffusers' {known}, or set tokenizer.allow_pickle for .bin"
+            ) from error
