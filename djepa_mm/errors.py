@@ -1,4 +1,4 @@
-"""The two things that go wrong outside the program itself. No heavy imports."""
+"""What goes wrong outside the program itself. No heavy imports."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class BrokenItem(Exception):
     """One item of a corpus cannot be read. It is skipped, counted and named in the run's report."""
+
+
+class Notice(UserWarning):
+    """Something is done in another way than it was asked for, which the user should know; in one line."""

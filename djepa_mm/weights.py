@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from djepa_mm.errors import UserError
 
 FORMAT = 3  # of the checkpoints that are written
+TOKENIZER = "tokenizer"  # prefix of the tokenizer's statistics among the averaged weights
 READABLE = (2, FORMAT)
 
 
@@ -54,16 +55,17 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         advice = "upgrade djepa-mm" if isinstance(found, int) and found > FORMAT else "train again"
         known = " and ".join(map(str, READABLE))
         raise UserError(f"{path}: format {found!r}, and this version of djepa-mm reads {known}: {advice}")
-    return state
+    return state if found == FORMAT else _state_of_format_2(state)
 
 
 def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
     """Tensors of one of the checkpoint's files. Raises UserError where it is damaged."""
     path = checkpoint / f"{name}.safetensors"
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise _damaged(path, error) from None
+    return {_name_of_today(name, key): tensor for key, tensor in tensors.items()}
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: str | Path, *, assign: bool = False) -> None:
@@ -75,6 +77,31 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: str |
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:300]
         raise UserError(f"{origin}: the weights do not fit the recipe: {detail}") from None
+
+
+def _state_of_format_2(state: dict[str, Any]) -> dict[str, Any]:
+    """A state of format 2 in today's words. Each kind of condition takes what is its own."""
+    renamed = {key: value for key, value in state.items() if key not in ("classes", "words", "pace", "place")}
+    renamed["cursor"] = state.get("place") or {"epoch": 0, "batch": 0}
+    renamed["condition"] = {key: state.get(key) for key in ("classes", "words", "pace")}
+    return renamed
+
+
+# How a tensor's name began in format 2, and how it begins today, by file
+RENAMED = {
+    "averaged": {"conditioner.": "embedder."},
+    "online": {"conditioner.": "embedder."},
+    "training": {
+        "optimizer.conditioner.": "optimizer.embedder.",
+        "vocoder.": "optimizer.vocoder.",
+        "discriminators.": "optimizer.discriminators.",
+    },
+}
+
+
+def _name_of_today(file: str, name: str) -> str:
+    old = next((old for old in RENAMED[file] if name.startswith(old)), None)
+    return name if old is None else RENAMED[file][old] + name.removeprefix(old)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
@@ -105,7 +132,7 @@ class PretrainedVAE:
             return getattr(diffusers, name).from_config(resolved)
 
     @property
-    def halvings_stride(self) -> int:
+    def block_stride(self) -> int:
         """Pixels a side of a latent, where every block but the last halves the picture."""
         return 2 ** (len(self.bare.config.block_out_channels) - 1)
 

@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from djepa_mm.conditions.text import ClassConditioner, Pace, TextConditioner, class_condition, text_condition
+from djepa_mm.conditions.label import ClassEmbedder, class_condition
+from djepa_mm.conditions.pace import Pace
+from djepa_mm.conditions.text import TextEmbedder, text_condition
 from djepa_mm.core.djepa import DJEPA, Positions, Size
 from djepa_mm.core.heads.flow import FlowHead
 from djepa_mm.core.nn.blocks import Streams
-from djepa_mm.generation.pipeline import Generation
-from djepa_mm.recipe.build import Conditions, build_model
-from djepa_mm.recipe.schema import load_recipe
-from djepa_mm.types import MediaSpec, TokenBatch
+from djepa_mm.generation.pipeline import Pipeline
+from djepa_mm.recipe.build import build_model
+from djepa_mm.recipe.load import load_recipe
+from djepa_mm.core.types import TokenBatch
+from djepa_mm.types import MediaSpec
 
 GRID = (1, 3, 4)
 CHANNELS = 5
@@ -35,13 +38,13 @@ def awake(model: torch.nn.Module) -> None:
             parameter.add_(0.05 * torch.randn(parameter.shape))
 
 
-def build(conditioner: torch.nn.Module, positions: Positions, streams: Streams = "one", **options: Any) -> DJEPA:
+def build(embedder: torch.nn.Module, positions: Positions, streams: Streams = "one", **options: Any) -> DJEPA:
     model = DJEPA(
         token_dim=CHANNELS,
         size=Size(width=WIDTH, depth=2, heads=4, streams=streams),
         positions=positions,
-        conditioner=conditioner,
-        head=FlowHead(token_dim=CHANNELS, feature_width=WIDTH, width=24, blocks=2, steps=4),
+        embedder=embedder,
+        head=FlowHead(token_dim=CHANNELS, feature_width=WIDTH, width=24, blocks=2, solver_steps=4),
         **options,
     )
     awake(model)
@@ -51,13 +54,13 @@ def build(conditioner: torch.nn.Module, positions: Positions, streams: Streams =
 @pytest.fixture
 def picture_model() -> Callable[..., DJEPA]:
     """Class-conditional, learned positions on GRID."""
-    return lambda **options: build(ClassConditioner(3, WIDTH, 2), Positions(grid=GRID), **options)
+    return lambda **options: build(ClassEmbedder(3, WIDTH, 2), Positions(grid=GRID), **options)
 
 
 @pytest.fixture
 def text_model() -> Callable[..., DJEPA]:
     """Text-conditional, rotary positions on t."""
-    return lambda **options: build(TextConditioner(6, WIDTH, 2), Positions(axes=("t",)), **options)
+    return lambda **options: build(TextEmbedder(6, WIDTH, 2), Positions(axes=("t",)), **options)
 
 
 @pytest.fixture
@@ -97,38 +100,42 @@ SMALL = (
 )
 
 
-def untrained(
-    recipe: str, *overrides: str, classes: tuple[str, ...] = (), words: tuple[str, ...] = (), pace: Pace | None = None
-) -> Generation:
-    """A small untrained model of a packaged recipe, ready to generate."""
+def untrained(recipe: str, *overrides: str, condition: dict[str, Any]) -> Pipeline:
+    """A small untrained model of a packaged recipe, ready to generate. condition: what its kind has learned."""
     loaded = load_recipe(recipe, [*SMALL, *overrides])
-    tokenizer = loaded.tokenizer.build()
-    model = build_model(loaded, tokenizer, len(classes))
-    return Generation(loaded, model, tokenizer, classes=classes, words=words, conditions=Conditions(loaded, pace))
+    tokenizer, kind = loaded.tokenizer.build(), loaded.condition.build()
+    kind.load_state(condition)
+    return Pipeline(loaded, build_model(loaded, tokenizer, kind), tokenizer, kind)
+
+
+DIGITS = {"classes": list("0123456789")}
 
 
 @pytest.fixture
-def speaker() -> Generation:
+def speaker() -> Pipeline:
     """Of spoken digits; 1 token a character, and 30 at the ends."""
-    return untrained("spoken-digits", pace=Pace(per_symbol=(1.0,) * 16, margin=30.0, longest=60))
+    return untrained(
+        "spoken-digits",
+        condition={"pace": {"per_symbol": [1.0] * 16, "margin": 30.0, "longest": 60}, "words": []},
+    )
 
 
 @pytest.fixture
-def painter() -> Generation:
-    return untrained("digits", classes=tuple("0123456789"))
+def painter() -> Pipeline:
+    return untrained("digits", condition=DIGITS)
 
 
 @pytest.fixture
-def filmer() -> Generation:
+def filmer() -> Pipeline:
     """Clips of 8 frames of 16×16 pixels, 10 frames a second, in 4×4×4 tokens of two frames each."""
     tokenizer = "{kind: clip-patches, patch: [2, 4, 4], frames: 8, size: [16, 16], frame_rate: 10}"
-    filmer = untrained("digits", f"tokenizer={tokenizer}", classes=tuple("0123456789"))
-    filmer.tokenizer.load_statistics({"mean": torch.full((96,), 0.1), "std": torch.tensor(0.3)})  # rounds when decoding
+    filmer = untrained("digits", f"tokenizer={tokenizer}", condition=DIGITS)
+    filmer.tokenizer.load_state({"mean": torch.full((96,), 0.1), "std": torch.tensor(0.3)})  # rounds when decoding
     return filmer
 
 
 @pytest.fixture
-def latent_filmer(tmp_path: Path) -> Generation:
+def latent_filmer(tmp_path: Path) -> Pipeline:
     """Clips of 9 frames of 16×16 pixels in 3×2×2 tokens, latents of a causal VAE: of 1, 4 and 4 frames."""
     import diffusers
 
@@ -136,4 +143,4 @@ def latent_filmer(tmp_path: Path) -> Generation:
     vae = diffusers.AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1] * 4, num_res_blocks=1, **moments)
     vae.save_pretrained(tmp_path / "vae")
     tokenizer = f"{{kind: clip-vae, model: {tmp_path / 'vae'}, frames: 9, size: [16, 16], frame_rate: 10}}"
-    return untrained("digits", f"tokenizer={tokenizer}", classes=tuple("0123456789"))
+    return untrained("digits", f"tokenizer={tokenizer}", condition=DIGITS)

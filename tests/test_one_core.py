@@ -15,8 +15,9 @@ from rich.console import Console
 from support import PACKAGE
 
 from djepa_mm.core.djepa import DJEPA
-from djepa_mm.generation.pipeline import Generation
-from djepa_mm.recipe.schema import load_recipe, schema_class
+from djepa_mm.generation.pipeline import Pipeline
+from djepa_mm.recipe.load import load_recipe
+from djepa_mm.recipe.schema import schema_class
 from djepa_mm.training.loop import Trainer, train
 
 SMALL = [
@@ -52,7 +53,7 @@ def test_the_same_core_and_schema_train_and_sample(name: str, tmp_path: Path, mo
     assert [type(trainer) for trainer in built] == [Trainer]
     assert type(built[0].model) is DJEPA
     assert outcome.step == 3
-    generation = Generation.load(outcome.run)
+    generation = Pipeline.load(outcome.run)
     media = generation(generation.examples(2, recipe.run.texts, 0))
     assert len(media) == 2
     assert all(item.isfinite().all() for item in media)

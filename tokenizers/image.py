@@ -213,7 +213,7 @@ class KLVAE(_Pictures):
     @cached_property
     def _found(self) -> tuple[int, int]:
         """Channels and stride of the latents, as the VAE's configuration says."""
-        return self.pretrained.bare.config.latent_channels, self.pretrained.halvings_stride
+        return self.pretrained.bare.config.latent_channels, self.pretrained.block_stride
 
     @cached_property
     def scale(self) -> float:

@@ -308,7 +308,7 @@ class ClipVAE(_Clips):
         vae = self.pretrained.bare
         config, name = vae.config, type(vae).__name__
         if name == "AutoencoderKL":
-            time, space, fits = 1, self.pretrained.halvings_stride, _Fits(period=1, rests=(0,))
+            time, space, fits = 1, self.pretrained.block_stride, _Fits(period=1, rests=(0,))
         elif name == "AutoencoderKLLTXVideo":
             time, space = vae.temporal_compression_ratio, vae.spatial_compression_ratio
             fits = _Fits(period=time, rests=(1 % time,))
@@ -317,7 +317,7 @@ class ClipVAE(_Clips):
             space = 2 ** (len(config.dim_mult) - 1) * (config.patch_size or 1)
             fits = _Fits(period=4, rests=(1,))  # it goes through a clip by one frame and then by fours
         else:
-            time, space = int(config.temporal_compression_ratio), self.pretrained.halvings_stride
+            time, space = int(config.temporal_compression_ratio), self.pretrained.block_stride
             fits = _Fits(period=2 * time, rests=(0, 1))  # it decodes latents by twos, the first time maybe three
         fits.check(self.config.frames, name)
         return (config.z_dim if name == "AutoencoderKLWan" else config.latent_channels), (time, space, space)

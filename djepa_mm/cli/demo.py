@@ -6,14 +6,14 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-from rich.console import Console
+import typer
 
-from djepa_mm.generation.pipeline import Generation, Request, sheet
-from djepa_mm.media.page import figure, heading, page
-from djepa_mm.recipe.schema import load_recipe
-from djepa_mm.training.loop import train
+from djepa_mm.cli.options import DeviceOption
+
+if TYPE_CHECKING:
+    from djepa_mm.generation.files import Results
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,28 +31,40 @@ ACTS = (
 )
 
 
-def make_demo(out: Path, *, minutes: float, device: torch.device, console: Console) -> Path:
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the page.")] = Path("demo"),
+    minutes: Annotated[float, typer.Option(min=0.1, help="Training time, shared out over the recipes.")] = 4.5,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train the embedded recipes shortly, generate, and write one HTML page to look at and listen to."""
+    typer.echo(f"open {make_demo(out, minutes=minutes, device=device)}")
+
+
+def make_demo(out: Path, *, minutes: float, device: str) -> Path:
     """Runs and `index.html` in `out`; returns the page's path. Runs that finished before are used again."""
+    import torch
+
+    from djepa_mm import door
+    from djepa_mm.media.page import page
+
     began = time.monotonic()
     sections = []
     for act in ACTS:
         run = out / act.recipe
         if not _finished(run):
-            console.print(f"training {act.recipe}, about {minutes * act.share:.1f} minutes")
-            overrides = [f"optim.minutes={minutes * act.share}", "run.sample_every=null", "run.log_every=50"]
+            typer.echo(f"training {act.recipe}, about {minutes * act.share:.1f} minutes")
+            changes = {"optim.minutes": minutes * act.share, "run.sample_every": None, "run.log_every": 50}
             resume = (run / "checkpoints").is_dir()
-            outcome = train(load_recipe(act.recipe, overrides), run, resume=resume, device=device, console=console)
-            if not outcome.finished:
+            if not door.train(door.recipe(act.recipe, changes), run, resume=resume, device=device).finished:
                 raise KeyboardInterrupt
-        generation = Generation.load(run, device=device)
-        config = generation.recipe.run
-        requests = generation.examples(config.samples, config.texts, seed=config.seed)
-        sections.append(_section(act, run, generation, requests, generation(requests)))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+        model = door.load(run, device=device)
+        sections.append(_section(act, run, model.examples()))
+    used = model.pipeline.device
+    name = torch.cuda.get_device_name(used) if used.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     minutes_taken = (time.monotonic() - began) / 60
-    lead = f"Trained just now, on {name}, in {minutes_taken:.1f} minutes: the same code with two recipes."
+    intro = f"Trained just now, on {name}, in {minutes_taken:.1f} minutes: the same code with two recipes."
     index = out / "index.html"
-    index.write_text(page("djepa-mm: pictures and speech from one D-JEPA core", lead, sections), encoding="utf-8")
+    index.write_text(page("djepa-mm: pictures and speech from one D-JEPA core", intro, sections), encoding="utf-8")
     return index
 
 
@@ -62,16 +74,17 @@ def _finished(run: Path) -> bool:
     return bool(steps & {path.name for path in (run / "checkpoints").glob("step-*")})
 
 
-def _section(act: Act, run: Path, generation: Generation, requests: list[Request], media: list[torch.Tensor]) -> str:
-    tokenizer = generation.tokenizer
+def _section(act: Act, run: Path, items: Results) -> str:
+    from djepa_mm.media.page import figure, heading
+    from djepa_mm.media.sheet import sheet
+
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     trained = f"{rows[-1]['step']:,} steps in {rows[-1]['seconds'] / 60:.1f} minutes; " if rows else ""
     parts = [heading(act.title, f"{trained}run folder {run.name}")]
-    if tokenizer.suffix == ".png":
-        parts.append(figure("", sheet([tokenizer.preview(item) for item in media], columns=10)))
+    if items[0].kind.per_second is None:
+        parts.append(figure("", sheet([item.preview() for item in items], columns=10)))
     else:
-        for n, (request, item) in enumerate(zip(requests, media, strict=True)):
-            path = run / f"demo-{n:02d}{tokenizer.suffix}"
-            tokenizer.save(item, path)
-            parts.append(figure(request.text or "", tokenizer.preview(item), path))
+        for n, item in enumerate(items):
+            path = item.save(run / f"demo-{n:02d}{item.kind.suffixes[0]}")
+            parts.append(figure(item.title, item.preview(), path))
     return "\n".join(parts)

@@ -8,16 +8,19 @@ import os
 import platform
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from rich.table import Table
+import typer
 
 import djepa_mm
-from djepa_mm.core.precision import fast_bf16
+from djepa_mm.cli.options import console
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 REQUIRED = (
     *("torch", "torchvision", "torchaudio", "diffusers", "einops", "pydantic", "rich", "safetensors", "soundfile"),
-    *("tensorboard", "typer", "num2words"),
+    *("tensorboard", "typer", "num2words", "platformdirs", "torchmetrics"),
 )
 OPTIONAL = {
     "espeakng-loader": ("espeakng_loader", "phonemes and the spoken-digits corpus", "speech"),
@@ -30,8 +33,21 @@ OPTIONAL = {
 }
 
 
+def doctor() -> None:
+    """Versions, devices, and what is missing."""
+    table, healthy = examine()
+    console().print(table)
+    if not healthy:
+        raise typer.Exit(1)
+
+
 def examine() -> tuple[Table, bool]:
     """Table to print, and whether everything that is required is there."""
+    import torch
+    from rich.table import Table
+
+    from djepa_mm.precision import fast_bf16
+
     table = Table("what", "state", title=f"djepa-mm {djepa_mm.__version__}")
     healthy = True
     table.add_row("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")

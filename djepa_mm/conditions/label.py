@@ -94,7 +94,7 @@ class ClassCondition(ConditionKind[int]):
         if self.classes and list(self.classes) != state["classes"]:
             differing = sorted(set(self.classes) ^ set(state["classes"]))[:5]
             what = f"{', '.join(differing)} on one side alone" if differing else "in another order"
-            raise UserError(f"the corpus has other classes now than the run was trained on: {what}; restore its folders")
+            raise UserError(f"the corpus has other classes than the run was trained on: {what}; restore its folders")
         self._name(state["classes"])
 
     def _name(self, classes: Sequence[str]) -> None:

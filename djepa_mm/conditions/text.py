@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from djepa_mm.conditions.pace import Pace
 from djepa_mm.conditions.vocabulary import Vocabulary
 from djepa_mm.core.types import Condition, ConditionTokens
+from djepa_mm.errors import Notice
 from djepa_mm.speech.english import pieces
 from djepa_mm.types import BrokenItem, ConditionConfig, ConditionKind, Entry, UserError
 
@@ -149,7 +150,7 @@ class TextCondition(ConditionKind[Text]):
         if unknown := self.vocabulary.unknown(text):
             if request.get("unknown") != "drop":
                 raise self.vocabulary.unknown_error(text, unknown)
-            warnings.warn(f"left out of {text!r}: {unknown!r}", stacklevel=4)
+            warnings.warn(f"left out of {text!r}: {unknown!r}", Notice, stacklevel=4)
             text = self.vocabulary.clean(text)
         return text, rate
 

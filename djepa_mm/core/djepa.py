@@ -160,7 +160,8 @@ class DJEPA(nn.Module):
     mask_orders: what is masked is what such an order would reveal last; of several, one is drawn for each batch.
     mask_horizon: only so many tokens, those that the order would reveal next, are predicted at once, and what comes
     after them is not in the sequence at all; None predicts all that is masked, as the paper does.
-    embedder: a `ConditionEmbedder`. condition_drop: probability that a sample's condition is replaced by the null one, for guidance.
+    embedder: a `ConditionEmbedder`.
+    condition_drop: probability that a sample's condition is replaced by the null one, for guidance.
     """
 
     def __init__(

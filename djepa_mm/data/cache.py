@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 
 def corpus_folder(name: str, settings: str, root: str | None = None) -> Path:
     """Where the corpus of these settings lies, or will: below `root`, by default in the user's cache."""
-    if root is not None:
-        caches = Path(root).expanduser()
-    else:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "djepa-mm"
+    caches = user_cache_path("djepa-mm", appauthor=False) if root is None else Path(root).expanduser()
     return caches / f"{name}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
 

@@ -39,7 +39,9 @@ def run_edits(
     """The edited media, in their order; what is kept has the original's own samples or pixels."""
     jobs = [edit.job for edit in edits]
     media = pipeline.run_jobs(jobs, sampler=sampler, batch_size=batch_size, progress=progress)
-    return [pipeline.tokenizer.media.blend(edit.original, new, edit.kept) for edit, new in zip(edits, media, strict=True)]
+    return [
+        pipeline.tokenizer.media.blend(edit.original, new, edit.kept) for edit, new in zip(edits, media, strict=True)
+    ]
 
 
 def replace_span(
@@ -95,7 +97,9 @@ def replace_span(
     kept = torch.ones(len(original), dtype=torch.bool)
     kept[start * per_token : start * per_token + blank_length] = False
     assert spec.num_tokens == len(tokens), f"{spec} for {len(tokens)} tokens"
-    return Edit(job=Job(value=value, seed=request.seed, spec=spec, tokens=tokens, known=known), original=original, kept=kept)
+    return Edit(
+        job=Job(value=value, seed=request.seed, spec=spec, tokens=tokens, known=known), original=original, kept=kept
+    )
 
 
 def in_paint(
@@ -195,7 +199,9 @@ def given_frames(
     known = torch.zeros(count, dtype=torch.bool)
     known[(places + short) // per_token] = True
     known = known.repeat_interleave(rows * columns)
-    job = Job(value=value, seed=request.seed, spec=spec, tokens=tokenizer.encode(held[None])[0] * known[:, None], known=known)
+    job = Job(
+        value=value, seed=request.seed, spec=spec, tokens=tokenizer.encode(held[None])[0] * known[:, None], known=known
+    )
     return Edit(job=job, original=held, kept=kept[:, None, None].expand(frames, height, width))
 
 

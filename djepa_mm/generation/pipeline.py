@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from djepa_mm.core.djepa import DJEPA
-from djepa_mm.core.precision import fast_bf16
 from djepa_mm.core.sampler import Sampler
+from djepa_mm.core.types import TokenBatch
 from djepa_mm.generation.request import Job, Request
+from djepa_mm.precision import fast_bf16
 from djepa_mm.recipe.build import build_model, build_sampler
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.recipe.schema import Recipe
@@ -186,6 +187,19 @@ class Pipeline:
                 known=pad_sequence(known, batch_first=True).to(device),
                 progress=progress,
             )
+
+    def features(self, tokens: Tensor, spec: MediaSpec, condition: Mapping[str, Any] | None = None) -> Tensor:
+        """tokens (N, C) -> the target encoder's features (N, D), all tokens visible; under the null condition where
+        none is given. Raises UserError for a condition that this model does not know."""
+        asked = self.condition.usual_requests()[0] if condition is None else condition
+        batch = TokenBatch(
+            tokens=tokens[None],
+            positions=spec.positions()[None],
+            valid=torch.ones(1, spec.num_tokens, dtype=torch.bool),
+            condition=self.condition.encode([self.condition.parse(asked)], [spec.num_tokens]),
+        )
+        dropped = torch.tensor([condition is None], device=self.device)
+        return self.model.target_features(batch.to(self.device), dropped)[0]
 
 
 def with_sampling(

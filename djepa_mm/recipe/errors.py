@@ -19,7 +19,7 @@ def yaml_problem(error: yaml.YAMLError) -> str:
     return " ".join(str(error).split())
 
 
-def problem(error: ErrorDetails, schema: type[BaseModel], origin: str, overrides: Sequence[str]) -> str:
+def problem(error: ErrorDetails, schema: type[BaseModel], origin: str, overridden: Sequence[str]) -> str:
     """One line: file, key, value, what was expected, nearest valid name."""
     models, keys = [schema], []
     for part in error["loc"]:
@@ -33,8 +33,7 @@ def problem(error: ErrorDetails, schema: type[BaseModel], origin: str, overrides
                 n for m in models if part in m.model_fields for n in _models(m.model_fields[str(part)].annotation)
             ]
     key = ".".join(keys)
-    by_override = any(o.split("=")[0].strip() == key for o in overrides)
-    where = f"--set {key}" if by_override else f"{origin}: {key}" if key else origin
+    where = f"--set {key}" if key in overridden else f"{origin}: {key}" if key else origin
     kind, value = error["type"], error["input"]
     if kind == "extra_forbidden":
         known = sorted({name for m in models for name in m.model_fields})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from djepa_mm.types import Config, UserError
 
 Schema = TypeVar("Schema", bound=Config)
 FOLDER = part_folder("recipes")
+Overrides = Sequence[str] | Mapping[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
@@ -65,14 +66,32 @@ def find_recipe(name: str) -> Path:
     raise UserError(f"no recipe {name!r}: {hint}A recipe is a YAML file or one of {', '.join(packaged)}")
 
 
-def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read, override (`a.b=c`, c in YAML) and check a recipe. Raises UserError, one line, for any mistake."""
-    return load_as(schema_class(), name, overrides)
+def load_recipe(source: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> Recipe:
+    """Read, override and check a recipe: a file's path, a packaged name, or plain data built in Python.
+
+    overrides: `a.b=c` with c in YAML, or a mapping of `a.b` to values. Raises UserError, one line, for any mistake."""
+    return load_as(schema_class(), source, overrides)
 
 
-def load_as(schema: type[Schema], name: str | Path, overrides: Sequence[str] = ()) -> Schema:
+def load_as(schema: type[Schema], source: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> Schema:
     """As `load_recipe`, for any kind of recipe. A file's top-level `kind` tells those that are not for D-JEPA."""
-    path = find_recipe(str(name))
+    if isinstance(source, Mapping):
+        raw, origin = json.loads(json.dumps(source)), "recipe"
+    else:
+        path = find_recipe(str(source))
+        raw, origin = _read(path), str(path)
+    if (kind := raw.get("kind")) is not None and "kind" not in schema.model_fields:
+        raise UserError(f"{origin}: a recipe of the kind {kind}; train it: djepa-mm {kind} train {source}")
+    if isinstance(overrides, Mapping):
+        changes = [(key, value, f"{key}={value!r}") for key, value in overrides.items()]
+    else:
+        changes = [_parsed(override) for override in overrides]
+    for key, value, shown in changes:
+        _set(raw, key, value, shown)
+    return parse_recipe(schema, raw, origin, [key for key, _, _ in changes])
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.YAMLError as error:
@@ -81,19 +100,15 @@ def load_as(schema: type[Schema], name: str | Path, overrides: Sequence[str] = (
         raise UserError(f"{path}: cannot be read: {error}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, not {type(raw).__name__}")
-    if (kind := raw.get("kind")) is not None and "kind" not in schema.model_fields:
-        raise UserError(f"{path}: a recipe of the kind {kind}; train it: djepa-mm {kind} train {name}")
-    for override in overrides:
-        _apply(raw, override)
-    return parse_recipe(schema, raw, str(path), overrides)
+    return raw
 
 
-def parse_recipe(schema: type[Schema], raw: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> Schema:
-    """Check a recipe given as plain data; `origin` is what an error names as its file."""
+def parse_recipe(schema: type[Schema], raw: Mapping[str, Any], origin: str, overridden: Sequence[str] = ()) -> Schema:
+    """Check a recipe given as plain data; `origin` is what an error names as its file, but for overridden keys."""
     try:
         return schema.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        raise UserError(problem(error.errors()[0], schema, origin, overrides)) from None
+        raise UserError(problem(error.errors()[0], schema, origin, overridden)) from None
 
 
 def dump_recipe(recipe: Config) -> str:
@@ -105,18 +120,27 @@ def recipe_data(recipe: Config) -> dict[str, Any]:
     return json.loads(recipe.model_dump_json(serialize_as_any=True))
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def _parsed(override: str) -> tuple[str, Any, str]:
+    """`a.b=c` -> key, value and how it was written."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set {override}: write it as section.key=value, e.g. --set optim.lr=1e-4")
     try:
-        value = yaml.load(text, _Loader)
+        return key.strip(), parse_value(text), override
     except yaml.YAMLError as error:
         raise UserError(f"--set {override}: {yaml_problem(error)}") from None
-    *parents, last = key.strip().split(".")
+
+
+def parse_value(text: str) -> Any:
+    """A value as recipes have it. Raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)
+
+
+def _set(raw: dict[str, Any], key: str, value: Any, shown: str) -> None:
+    *parents, last = key.split(".")
     place = raw
     for parent in parents:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
-            raise UserError(f"--set {override}: {parent!r} holds a value, not a section")
+            raise UserError(f"--set {shown}: {parent!r} holds a value, not a section")
     place[last] = value

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, create_model, model_validator
 
-from djepa_mm.recipe.load import load_as
+from djepa_mm.recipe.load import Overrides, load_as
 from djepa_mm.recipe.schema import OptimConfig, sections
 from djepa_mm.speech.vocoders.fourier import FourierSize
 from djepa_mm.types import Config, Probability
@@ -84,6 +84,6 @@ def vocoder_schema() -> type[VocoderRecipe]:
     )
 
 
-def load_vocoder_recipe(name: str | Path, overrides: Sequence[str] = ()) -> VocoderRecipe:
+def load_vocoder_recipe(source: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> VocoderRecipe:
     """As `load_recipe`."""
-    return load_as(vocoder_schema(), name, overrides)
+    return load_as(vocoder_schema(), source, overrides)

@@ -26,7 +26,9 @@ def copy_synthesis(run: Path, files: Sequence[Path], out: Path, *, device: torch
     recordings = [sounds.load(path) for path in files]
     for path, recording in zip(files, recordings, strict=True):
         if len(recording) < MIN_SAMPLES:
-            raise UserError(f"{path}: {len(recording)} samples are too short for a mel frame; give {MIN_SAMPLES} or more")
+            raise UserError(
+                f"{path}: {len(recording)} samples are too short for a mel frame; give {MIN_SAMPLES} or more"
+            )
     ours.to(device)
     out.mkdir(parents=True, exist_ok=True)
     sections = []

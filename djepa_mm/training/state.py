@@ -85,7 +85,8 @@ class TrainState:
             except UserError as error:
                 raise UserError(f"{checkpoint / 'state.json'}: {error}") from None
             except (KeyError, TypeError) as error:
-                raise UserError(f"{checkpoint / 'state.json'}: not of this kind of run (its {name}: {error!r})") from None
+                where = checkpoint / "state.json"
+                raise UserError(f"{where}: not of this kind of run (its {name}: {error!r})") from None
         self.step, self.seconds, self.cursor = state["step"], state["seconds"], Cursor(**state["cursor"])
 
 

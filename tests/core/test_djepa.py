@@ -9,7 +9,7 @@ import torch
 
 from djepa_mm.core.djepa import DJEPA, within_horizon
 from djepa_mm.core.masking import MaskRatio, draw_mask
-from djepa_mm.types import Condition, TokenBatch
+from djepa_mm.core.types import Condition, TokenBatch
 
 Build = Callable[..., DJEPA]
 
@@ -27,7 +27,7 @@ def alone(batch: TokenBatch, n: int) -> TokenBatch:
         positions=batch.positions[n : n + 1, :count],
         valid=batch.valid[n : n + 1, :count],
         condition=Condition(
-            ids=c.ids[n : n + 1, :length], valid=c.valid[n : n + 1, :length], positions=c.positions[n : n + 1, :length]
+            values=c.values[n : n + 1, :length], valid=c.valid[n : n + 1, :length], positions=c.positions[n : n + 1, :length]
         ),
     )
 
@@ -48,7 +48,7 @@ def test_masked_tokens_send_no_gradient_into_the_context(picture_model: Build, p
 
 def test_no_gradient_reaches_the_target_encoder(picture_model: Build, picture_batch: TokenBatch) -> None:
     model = picture_model()
-    model.loss(picture_batch, rng()).total.backward()
+    model(picture_batch, rng()).total.backward()
     assert all(p.grad is None for p in model.averaged.parameters())
     assert all(p.grad is not None for name, p in model.online.named_parameters() if "classes" not in name)
 
@@ -56,7 +56,7 @@ def test_no_gradient_reaches_the_target_encoder(picture_model: Build, picture_ba
 def test_both_losses_reach_predictor_and_encoder(picture_model: Build, picture_batch: TokenBatch) -> None:
     for part in ("generation", "prediction"):
         model = picture_model(mask_ratio=MaskRatio(low=0.4, high=0.5))
-        getattr(model.loss(picture_batch, rng()), part).backward()
+        getattr(model(picture_batch, rng()), part).backward()
         for stack in (model.online.encoder, model.online.predictor):
             assert all(
                 p.grad is not None and p.grad.abs().sum() > 0 for p in stack.stack.transformer.blocks.parameters()
@@ -86,11 +86,11 @@ def test_prediction_loss_is_smooth_l1_to_the_target_features(picture_model: Buil
     guess = model.online.projector(model.online.predictor(context, b.positions, b.valid))
     difference = (guess - model.target_features(b, kept)).abs()
     expected = torch.where(difference < 2, difference.square() / 4, difference - 1).mean()
-    torch.testing.assert_close(model.loss(b, rng()).prediction, expected)
+    torch.testing.assert_close(model(b, rng()).prediction, expected)
 
 
 def test_prediction_weight_zero_leaves_only_the_head(picture_model: Build, picture_batch: TokenBatch) -> None:
-    losses = picture_model(prediction_weight=0.0).loss(picture_batch, rng())
+    losses = picture_model(prediction_weight=0.0)(picture_batch, rng())
     assert losses.prediction == 0
     assert losses.total == losses.generation
 
@@ -101,7 +101,7 @@ def test_everything_masked_works(
     """Ratio 1.0: nothing is visible but the condition."""
     for model, batch in ((picture_model(), picture_batch), (text_model(), text_batch)):
         model.mask_ratio = MaskRatio(mean=1.0, std=1e-6, low=1.0 - 1e-6, high=1.0)
-        losses = model.loss(batch, rng())
+        losses = model(batch, rng())
         losses.total.backward()
         assert losses.total.isfinite()
         z = model.features(batch.tokens, batch.positions, torch.zeros_like(batch.valid), batch.valid, batch.condition)
@@ -132,7 +132,7 @@ def test_padding_never_matters(text_model: Build, text_batch: TokenBatch) -> Non
     spoilt = TokenBatch(
         tokens=rubbish, positions=text_batch.positions, valid=text_batch.valid, condition=text_batch.condition
     )
-    torch.testing.assert_close(model.loss(spoilt, rng(1)).total, model.loss(text_batch, rng(1)).total)
+    torch.testing.assert_close(model(spoilt, rng(1)).total, model(text_batch, rng(1)).total)
 
 
 def test_dropped_condition_forgets_the_class(picture_model: Build, picture_batch: TokenBatch) -> None:
@@ -146,8 +146,8 @@ def test_dropped_condition_forgets_the_class(picture_model: Build, picture_batch
 
 def test_the_same_generator_gives_the_same_loss(picture_model: Build, picture_batch: TokenBatch) -> None:
     model = picture_model()
-    assert model.loss(picture_batch, rng(3)).total == model.loss(picture_batch, rng(3)).total
-    assert model.loss(picture_batch, rng(3)).total != model.loss(picture_batch, rng(4)).total
+    assert model(picture_batch, rng(3)).total == model(picture_batch, rng(3)).total
+    assert model(picture_batch, rng(3)).total != model(picture_batch, rng(4)).total
 
 
 def test_training_mode_leaves_the_averages_in_evaluation(picture_model: Build) -> None:
@@ -161,7 +161,7 @@ def test_two_streams_have_weights_of_their_own(text_model: Build, text_batch: To
     stacks = [model.online.encoder.stack.transformer.blocks for model in (one, two)]
     single, double = (sum(p.numel() for p in stack.parameters()) for stack in stacks)
     assert double == 2 * single
-    two.loss(text_batch, rng()).total.backward()
+    two(text_batch, rng()).total.backward()
     for name, parameter in two.online.encoder.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
@@ -175,14 +175,14 @@ def test_two_streams_with_the_same_weights_are_one(text_model: Build, text_batch
         return weights[key.replace(".condition.", ".").replace(".media.", ".") if ".blocks." in key else key]
 
     two.load_state_dict({key: shared(key) for key in two.state_dict()})
-    torch.testing.assert_close(two.loss(text_batch, rng()).total, one.loss(text_batch, rng()).total)
+    torch.testing.assert_close(two(text_batch, rng()).total, one(text_batch, rng()).total)
 
 
 def test_two_streams_attend_jointly(text_model: Build, text_batch: TokenBatch) -> None:
     model, b = text_model(streams="two"), text_batch
     known = torch.zeros_like(b.valid)
     z = model.features(b.tokens, b.positions, known, b.valid, b.condition)
-    other = dataclasses.replace(b.condition, ids=(b.condition.ids + 1) % 6)
+    other = dataclasses.replace(b.condition, values=(b.condition.values + 1) % 6)
     assert (model.features(b.tokens, b.positions, known, b.valid, other) - z).abs().max() > 1e-3
 
 
@@ -198,4 +198,4 @@ def test_a_horizon_makes_training_and_sampling_see_the_same(picture_model: Build
     b = picture_batch
     sampled = model.features(b.tokens, b.positions, mask.visible, there, b.condition)
     torch.testing.assert_close(trained[trimmed.masked], sampled[mask.masked], rtol=1e-4, atol=1e-5)
-    assert torch.isfinite(model.loss(picture_batch, rng()).total)
+    assert torch.isfinite(model(picture_batch, rng()).total)

@@ -8,7 +8,7 @@ import torch
 
 from djepa_mm.core.djepa import DJEPA
 from djepa_mm.core.sampler import Sampler
-from djepa_mm.types import Condition, TokenBatch
+from djepa_mm.core.types import Condition, TokenBatch
 
 Build = Callable[..., DJEPA]
 
@@ -20,7 +20,7 @@ def generators(*seeds: int) -> list[torch.Generator]:
 def pick(batch: TokenBatch, rows: list[int], count: int | None = None) -> dict[str, object]:
     """Arguments of `sample` for some rows, cut to `count` tokens."""
     c = batch.condition
-    condition = Condition(ids=c.ids[rows], valid=c.valid[rows], positions=c.positions[rows])
+    condition = Condition(values=c.values[rows], valid=c.valid[rows], positions=c.positions[rows])
     return {"positions": batch.positions[rows, :count], "valid": batch.valid[rows, :count], "condition": condition}
 
 
@@ -43,8 +43,8 @@ class Watched:
 @pytest.mark.parametrize("order", ["random", "raster", "frames", "tubes"])
 def test_each_token_is_revealed_exactly_once(text_model: Build, text_batch: TokenBatch, steps: int, order: str) -> None:
     model = Watched(text_model())
-    sampler = Sampler(steps=steps, order=order)  # type: ignore[arg-type]
-    tokens = sampler.sample(model, **pick(text_batch, [0, 1, 2]), generators=generators(0, 1, 2))  # type: ignore[arg-type]
+    sampler = Sampler(ar_steps=steps, order=order)  # type: ignore[arg-type]
+    tokens = sampler(model, **pick(text_batch, [0, 1, 2]), generators=generators(0, 1, 2))  # type: ignore[arg-type]
     states = [*model.known, text_batch.valid]
     for before, after in itertools.pairwise(states):
         assert (before & ~after).sum() == 0  # nothing is forgotten
@@ -56,18 +56,18 @@ def test_each_token_is_revealed_exactly_once(text_model: Build, text_batch: Toke
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_a_sample_does_not_depend_on_its_batch(text_model: Build, text_batch: TokenBatch, guidance: float) -> None:
     """The same seed gives the same sample alone and in a padded batch."""
-    model, sampler = text_model(), Sampler(steps=5, guidance=guidance)
-    together = sampler.sample(model, **pick(text_batch, [0, 1, 2]), generators=generators(7, 8, 9))  # type: ignore[arg-type]
+    model, sampler = text_model(), Sampler(ar_steps=5, guidance=guidance)
+    together = sampler(model, **pick(text_batch, [0, 1, 2]), generators=generators(7, 8, 9))  # type: ignore[arg-type]
     for n, seed in enumerate((7, 8, 9)):
         count = int(text_batch.valid[n].sum())
-        one = sampler.sample(model, **pick(text_batch, [n], count), generators=generators(seed))  # type: ignore[arg-type]
+        one = sampler(model, **pick(text_batch, [n], count), generators=generators(seed))  # type: ignore[arg-type]
         torch.testing.assert_close(together[n, :count], one[0], atol=1e-4, rtol=1e-4)
 
 
 def test_seed_decides(picture_model: Build, picture_batch: TokenBatch) -> None:
-    model, sampler = picture_model(), Sampler(steps=3)
+    model, sampler = picture_model(), Sampler(ar_steps=3)
     first, again, other = (
-        sampler.sample(model, **pick(picture_batch, [0, 0, 0, 0]), generators=generators(*seeds))  # type: ignore[arg-type]
+        sampler(model, **pick(picture_batch, [0, 0, 0, 0]), generators=generators(*seeds))  # type: ignore[arg-type]
         for seeds in ((1, 2, 3, 4), (1, 2, 3, 4), (5, 2, 3, 4))
     )
     assert torch.equal(first, again)
@@ -78,7 +78,7 @@ def test_seed_decides(picture_model: Build, picture_batch: TokenBatch) -> None:
 def test_known_tokens_stay(picture_model: Build, picture_batch: TokenBatch) -> None:
     known = torch.zeros_like(picture_batch.valid)
     known[:, ::3] = True
-    tokens = Sampler(steps=4).sample(
+    tokens = Sampler(ar_steps=4)(
         picture_model(),
         **pick(picture_batch, [0, 1, 2, 3]),  # type: ignore[arg-type]
         generators=generators(0, 1, 2, 3),
@@ -91,7 +91,7 @@ def test_known_tokens_stay(picture_model: Build, picture_batch: TokenBatch) -> N
 
 def test_all_known_is_a_copy(picture_model: Build, picture_batch: TokenBatch) -> None:
     known = picture_batch.valid.clone()
-    tokens = Sampler(steps=4).sample(
+    tokens = Sampler(ar_steps=4)(
         picture_model(),
         **pick(picture_batch, [0, 1, 2, 3]),
         generators=generators(0, 1, 2, 3),
@@ -113,7 +113,7 @@ def test_linear_guidance_grows_to_its_value(picture_batch: TokenBatch) -> None:
 
 def test_progress_is_told(picture_model: Build, picture_batch: TokenBatch) -> None:
     told: list[tuple[int, int]] = []
-    Sampler(steps=3).sample(
+    Sampler(ar_steps=3)(
         picture_model(),
         **pick(picture_batch, [0, 1, 2, 3]),  # type: ignore[arg-type]
         generators=generators(0, 1, 2, 3),

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from djepa_mm.generation.edit import Edit, given_frames, in_paint, replace_span, run_edits
-from djepa_mm.generation.pipeline import Generation, Request
+from djepa_mm.generation.pipeline import Pipeline
+from djepa_mm.generation.request import Request
 from djepa_mm.types import UserError
 
 TOKEN = 1024  # samples
@@ -20,7 +21,7 @@ def clip(samples: int = 20 * TOKEN) -> torch.Tensor:
     return 0.3 * torch.sin(torch.arange(samples) * 0.05) + 0.05 * torch.randn(samples)
 
 
-def cut(speaker: Generation, media: torch.Tensor, **options: Any) -> Edit:
+def cut(speaker: Pipeline, media: torch.Tensor, **options: Any) -> Edit:
     return replace_span(speaker, media, Request(text="one"), **options)
 
 
@@ -28,7 +29,7 @@ def seconds(tokens: float) -> float:
     return tokens * TOKEN / 22050
 
 
-def test_a_replaced_span_moves_out_to_whole_tokens_and_the_rest_stays(speaker: Generation) -> None:
+def test_a_replaced_span_moves_out_to_whole_tokens_and_the_rest_stays(speaker: Pipeline) -> None:
     media = clip()
     edit = cut(speaker, media, start_s=seconds(5.5), stop_s=seconds(9.2))
     assert edit.job.known is not None
@@ -47,7 +48,7 @@ def test_a_replaced_span_moves_out_to_whole_tokens_and_the_rest_stays(speaker: G
 
 
 @pytest.mark.parametrize("new", [2, 11])
-def test_a_span_may_become_shorter_or_longer(speaker: Generation, new: int) -> None:
+def test_a_span_may_become_shorter_or_longer(speaker: Pipeline, new: int) -> None:
     media = clip(20 * TOKEN + 300)  # the last token is filled in part
     edit = cut(speaker, media, start_s=seconds(5), stop_s=seconds(9), new_s=seconds(new))
     (edited,) = run_edits(speaker, [edit])
@@ -56,7 +57,7 @@ def test_a_span_may_become_shorter_or_longer(speaker: Generation, new: int) -> N
     assert torch.equal(edited[(5 + new) * TOKEN :], media[9 * TOKEN :])
 
 
-def test_given_tokens_reach_the_sampler_as_they_are(speaker: Generation) -> None:
+def test_given_tokens_reach_the_sampler_as_they_are(speaker: Pipeline) -> None:
     media = clip()
     edit = cut(speaker, media, start_s=seconds(4), stop_s=seconds(6), new_s=seconds(3))
     tokens = speaker.tokenizer.encode(media[None])[0]
@@ -67,7 +68,7 @@ def test_given_tokens_reach_the_sampler_as_they_are(speaker: Generation) -> None
     assert torch.equal(sampled[edit.job.known], edit.job.tokens[edit.job.known])
 
 
-def test_a_clip_goes_on(speaker: Generation) -> None:
+def test_a_clip_goes_on(speaker: Pipeline) -> None:
     media = clip(10 * TOKEN)
     for edit, length in (
         (cut(speaker, media), 33),  # as long as the text takes in all
@@ -79,7 +80,7 @@ def test_a_clip_goes_on(speaker: Generation) -> None:
         assert torch.equal(edited[: 8 * TOKEN], media[: 8 * TOKEN])
 
 
-def test_joins_do_not_click(speaker: Generation) -> None:
+def test_joins_do_not_click(speaker: Pipeline) -> None:
     """At a join the blended sound is the original's; it moves to the new one over hundredths of a second."""
     original, new = clip(), -clip()
     kept = torch.ones(len(original), dtype=torch.bool)
@@ -93,7 +94,7 @@ def test_joins_do_not_click(speaker: Generation) -> None:
     assert share[4000:4200].diff().min() > -1e-3
 
 
-def test_parts_are_joined_with_a_pause_and_without_a_step(speaker: Generation) -> None:
+def test_parts_are_joined_with_a_pause_and_without_a_step(speaker: Pipeline) -> None:
     parts = [torch.full((5000,), 0.5), torch.full((4000,), -0.5)]
     joined = speaker.tokenizer.join(parts)
     assert len(joined) > 9000
@@ -115,12 +116,12 @@ def test_parts_are_joined_with_a_pause_and_without_a_step(speaker: Generation) -
         ({"stop_s": 0.5}, "has to end after it begins"),
     ],
 )
-def test_spans_that_do_not_fit(speaker: Generation, options: dict[str, float], message: str) -> None:
+def test_spans_that_do_not_fit(speaker: Pipeline, options: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         cut(speaker, clip(), **options)
 
 
-def test_in_painting_changes_what_is_masked_alone(painter: Generation) -> None:
+def test_in_painting_changes_what_is_masked_alone(painter: Pipeline) -> None:
     picture = torch.rand(1, 8, 8) * 2 - 1
     mask = torch.zeros(8, 8, dtype=torch.bool)
     mask[1:3, 5:8] = True
@@ -134,7 +135,7 @@ def test_in_painting_changes_what_is_masked_alone(painter: Generation) -> None:
     assert (painted[:, mask] != picture[:, mask]).all()
 
 
-def test_masks_and_spans_that_make_no_sense(painter: Generation, speaker: Generation) -> None:
+def test_masks_and_spans_that_make_no_sense(painter: Pipeline, speaker: Pipeline) -> None:
     picture = torch.zeros(1, 8, 8)
     with pytest.raises(UserError, match="nothing is white"):
         in_paint(painter, picture, Request(label=3), torch.zeros(8, 8, dtype=torch.bool))
@@ -148,7 +149,7 @@ def test_masks_and_spans_that_make_no_sense(painter: Generation, speaker: Genera
         painter.tokenizer.join([picture, picture])
 
 
-def test_files_that_cannot_be_edited(speaker: Generation, painter: Generation, tmp_path: Path) -> None:
+def test_files_that_cannot_be_edited(speaker: Pipeline, painter: Pipeline, tmp_path: Path) -> None:
     path = tmp_path / "text.wav"
     path.write_text("no sound")
     with pytest.raises(UserError, match="not readable as sound"):
@@ -165,7 +166,7 @@ def film(frames: int = 8) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("first", "last"), [(2, 0), (6, 0), (0, 4), (2, 2)])
-def test_given_frames_come_back_and_the_others_are_generated(filmer: Generation, first: int, last: int) -> None:
+def test_given_frames_come_back_and_the_others_are_generated(filmer: Pipeline, first: int, last: int) -> None:
     media = film()
     ends = {"first": media[:, :first] if first else None, "last": media[:, 8 - last :] if last else None}
     edit = given_frames(filmer, Request(label=3), **ends)
@@ -181,7 +182,7 @@ def test_given_frames_come_back_and_the_others_are_generated(filmer: Generation,
     assert not torch.equal(run_edits(filmer, [other])[0], clip)
 
 
-def test_between_given_frames_the_nearest_is_held(filmer: Generation) -> None:
+def test_between_given_frames_the_nearest_is_held(filmer: Pipeline) -> None:
     media = film()
     held = given_frames(filmer, Request(label=3), first=media[:, :2], last=media[:, 6:]).original
     assert torch.equal(held, media[:, [0, 1, 1, 1, 6, 6, 6, 7]])
@@ -197,14 +198,14 @@ def test_between_given_frames_the_nearest_is_held(filmer: Generation) -> None:
         (4, 4, "8 frames are given and a clip has 8: leave at least one"),
     ],
 )
-def test_frames_that_cannot_be_given(filmer: Generation, first: int, last: int, message: str) -> None:
+def test_frames_that_cannot_be_given(filmer: Pipeline, first: int, last: int, message: str) -> None:
     ends = {"first": film(first) if first else None, "last": film(last) if last else None}
     with pytest.raises(UserError, match=message):
         given_frames(filmer, Request(label=3), **ends)
 
 
 def test_frames_of_another_size_or_for_other_models(
-    filmer: Generation, painter: Generation, speaker: Generation
+    filmer: Pipeline, painter: Pipeline, speaker: Pipeline
 ) -> None:
     with pytest.raises(UserError, match="12×16 pixels in 3 channels, this model takes 16×16 in 3"):
         given_frames(filmer, Request(label=3), first=film(2)[..., :12])
@@ -215,7 +216,7 @@ def test_frames_of_another_size_or_for_other_models(
             given_frames(other, request, first=film(2))
 
 
-def test_the_first_latent_of_a_causal_vae_is_one_frame(latent_filmer: Generation) -> None:
+def test_the_first_latent_of_a_causal_vae_is_one_frame(latent_filmer: Pipeline) -> None:
     media = film(9)
     whole = latent_filmer.tokenizer.encode(media[None])[0]
     for first, last, known in ((1, 0, [0]), (5, 0, [0, 1]), (0, 4, [2]), (1, 4, [0, 2])):
@@ -239,7 +240,7 @@ def test_the_first_latent_of_a_causal_vae_is_one_frame(latent_filmer: Generation
     assert (~touched).reshape(3, 4).any(1).tolist() == [False, True, False]
 
 
-def test_a_mask_holds_for_all_frames_or_between_two_times(filmer: Generation) -> None:
+def test_a_mask_holds_for_all_frames_or_between_two_times(filmer: Pipeline) -> None:
     media, request = film(), Request(label=3)
     mask = torch.zeros(16, 16, dtype=torch.bool)
     mask[1:3, 5:8] = True
@@ -260,7 +261,7 @@ def test_a_mask_holds_for_all_frames_or_between_two_times(filmer: Generation) ->
         assert (painted[:, volume] != media[:, volume]).float().mean() > 0.9
 
 
-def test_a_mask_in_space_and_time(filmer: Generation) -> None:
+def test_a_mask_in_space_and_time(filmer: Pipeline) -> None:
     media = film()
     mask = torch.zeros(8, 16, 16, dtype=torch.bool)
     mask[1, :4, :4] = mask[6, 9:, 9:] = True
@@ -269,14 +270,14 @@ def test_a_mask_in_space_and_time(filmer: Generation) -> None:
     assert (painted[:, mask] != media[:, mask]).float().mean() > 0.9
 
 
-def test_a_span_of_a_clip_is_replaced_and_its_length_stays(filmer: Generation) -> None:
+def test_a_span_of_a_clip_is_replaced_and_its_length_stays(filmer: Pipeline) -> None:
     media = film()
     (edited,) = run_edits(filmer, [replace_span(filmer, media, Request(label=3), start_s=0.3, stop_s=0.5)])
     changed = (edited != media).any(0).flatten(1).any(1)
     assert changed.tolist() == [n in (3, 4) for n in range(8)]
 
 
-def test_masks_and_spans_of_clips_that_make_no_sense(filmer: Generation, painter: Generation) -> None:
+def test_masks_and_spans_of_clips_that_make_no_sense(filmer: Pipeline, painter: Pipeline) -> None:
     media, request, mask = film(), Request(label=3), torch.ones(16, 16, dtype=torch.bool)
     for wrong in (torch.ones(15, 16), torch.ones(7, 16, 16), torch.ones(1, 16, 16)):
         with pytest.raises(UserError, match="the clip, with its frames first"):

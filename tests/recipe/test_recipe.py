@@ -7,7 +7,8 @@ import torch
 from support import ROOT
 
 from djepa_mm.recipe.build import build_model, build_sampler, count_classes
-from djepa_mm.recipe.schema import dump_recipe, find_recipe, load_recipe, packaged_recipes, schema_class
+from djepa_mm.recipe.load import dump_recipe, find_recipe, load_recipe, packaged_recipes
+from djepa_mm.recipe.schema import schema_class
 from djepa_mm.types import UserError
 
 RECIPES = sorted(name for name, path in packaged_recipes().items() if "\nkind: vocoder" not in path.read_text())

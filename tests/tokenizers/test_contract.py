@@ -6,11 +6,11 @@ A required field of a config carries its example: `patch: PositiveInt = Field(ex
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import soundfile
 import torch
 from torch import Tensor
 
@@ -25,6 +25,13 @@ CONFIGS = [
     if isinstance(value, type) and issubclass(value, Config) and "kind" in value.model_fields
 ]
 DURATION_S = 0.6
+
+
+@dataclass
+class Corpus:
+    """A source of which tokenizers ask only what its media are."""
+
+    sample_rate_hz: int
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +63,18 @@ def config(request: pytest.FixtureRequest, vae_folder: str) -> Any:
 
 
 def spec(tokenizer: Tokenizer) -> MediaSpec:
-    """The fixed size, or half a second where there is none."""
+    """The usual size, or half a second where there is none."""
     try:
         return tokenizer.spec_for()
     except UserError:
         return tokenizer.spec_for(duration_s=DURATION_S)
+
+
+def axes_of(wanted: MediaSpec) -> tuple[int, int, int]:
+    """Samples or frames, rows and columns."""
+    axes = wanted.shape if len(wanted.shape) == 1 else wanted.shape[1:]  # (samples,), (H, W) or (T, H, W)
+    t, h, w = {1: (*axes, 1, 1), 2: (1, *axes), 3: axes}[len(axes)]
+    return t, h, w
 
 
 def realistic(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -96,7 +110,7 @@ def test_fit_brings_tokens_to_unit_variance(config: Any) -> None:
     shape = spec(tokenizer).shape
     corpus = torch.cat([realistic(shape, seed) for seed in range(8)])
     tokenizer.fit(iter(corpus))
-    if not tokenizer.statistics():
+    if not tokenizer.state():
         pytest.skip("this tokenizer's scale is given, not learned")
     tokens = tokenizer.encode(corpus)
     assert tokens.mean().abs() < 0.02
@@ -123,7 +137,7 @@ def test_what_fit_learned_survives_the_checkpoint(config: Any) -> None:
     wanted = spec(tokenizer)
     media = realistic(wanted.shape, 0)
     tokenizer.fit(iter(media))
-    restored.load_statistics({name: value.clone() for name, value in tokenizer.statistics().items()})
+    restored.load_state({name: value.clone() for name, value in tokenizer.state().items()})
     tokens = tokenizer.encode(media)
     torch.testing.assert_close(restored.encode(media), tokens)
     torch.testing.assert_close(restored.decode(tokens, wanted), tokenizer.decode(tokens, wanted))
@@ -131,36 +145,85 @@ def test_what_fit_learned_survives_the_checkpoint(config: Any) -> None:
 
 def test_saved_files_and_previews_can_be_opened(config: Any, tmp_path: Path) -> None:
     tokenizer = config.build()
-    wanted = spec(tokenizer)
+    kind, wanted = tokenizer.media, spec(tokenizer)
     media = realistic(wanted.shape, 0)[0]
-    assert tokenizer.suffix == tokenizer.suffixes[0]
-    assert min(tokenizer.preview(media).size) >= 64
-    for suffix in tokenizer.suffixes:
+    assert min(kind.preview(media).size) >= 64
+    for suffix in kind.suffixes:
         path = tmp_path / f"item{suffix}"
-        tokenizer.save(media, path)
-        back = tokenizer.load(path)
+        kind.save(media, path)
+        back = kind.load(path)
         assert back.shape == media.shape, suffix
+        assert torch.equal(kind.load(path, wanted.shape), back)
         if media.dim() == 1:
-            assert soundfile.info(path).samplerate == tokenizer.sample_rate_hz
             torch.testing.assert_close(back, media, atol=1e-4, rtol=0)
         elif suffix == ".png" or (suffix == ".webp" and media.dim() == 3):
             torch.testing.assert_close(back, media, atol=0.01, rtol=0)
         else:  # others lose detail
             assert (back - media).square().mean().sqrt() < 0.05
-    missing = tmp_path / f"missing{tokenizer.suffix}"
+        with pytest.raises(UserError, match=f"{path.name}: [^\n]*$"):
+            kind.load(path, (*wanted.shape[:-1], wanted.shape[-1] + 2))
+    missing = tmp_path / f"missing{kind.suffixes[0]}"
     with pytest.raises(UserError, match=missing.name):
-        tokenizer.load(missing)
+        kind.load(missing)
 
 
 def test_a_token_stands_for_its_span(config: Any) -> None:
     tokenizer = config.build()
     wanted = spec(tokenizer)
-    axes = wanted.shape if len(wanted.shape) == 1 else wanted.shape[1:]  # (samples,), (H, W) or (T, H, W)
-    sizes = {1: (*axes, 1, 1), 2: (1, *axes), 3: axes}[len(axes)]
+    sizes = axes_of(wanted)
     assert wanted.grid == tuple(-(-size // span) for size, span in zip(sizes, tokenizer.span, strict=True))
-    if tokenizer.tokens_per_s is not None:
-        seconds = sizes[0] / tokenizer.span[0] / tokenizer.tokens_per_s
-        assert tokenizer.spec_for(duration_s=seconds) == wanted
+    if tokenizer.media.per_second is not None:
+        assert tokenizer.spec_for(duration_s=sizes[0] / tokenizer.media.per_second) == wanted
+
+
+def test_media_join_in_time_or_say_that_they_cannot(config: Any) -> None:
+    tokenizer = config.build()
+    parts = list(realistic(spec(tokenizer).shape, 0))
+    if tokenizer.media.per_second is None:
+        with pytest.raises(UserError):
+            tokenizer.media.join(parts)
+    else:
+        axis = 0 if parts[0].dim() == 1 else 1
+        assert tokenizer.media.join(parts).shape[axis] >= 2 * parts[0].shape[axis]
+
+
+def test_a_corpus_of_other_media_is_refused_in_one_line(config: Any) -> None:
+    tokenizer = config.build()
+    sounds = len(spec(tokenizer).shape) == 1
+    good, bad = (Corpus(tokenizer.media.per_second), object()) if sounds else (object(), Corpus(22050))
+    tokenizer.check(good)
+    with pytest.raises(UserError, match=r"^data gives [^\n]*the tokenizer takes [^\n]*$"):
+        tokenizer.check(bad)
+
+
+def test_media_have_one_size_or_any_that_tokens_fill(config: Any) -> None:
+    tokenizer = config.build()
+    wanted = spec(tokenizer)
+    if len(wanted.shape) == 1:
+        with pytest.raises(UserError, match="no height and width"):
+            tokenizer.spec_for(duration_s=DURATION_S, size=(16, 16))
+        return
+    assert tokenizer.fixed == tokenizer.spec_for() == tokenizer.spec_for(size=wanted.shape[-2:])
+    _, rows, columns = tokenizer.span
+    height, width = wanted.shape[-2] + 2 * rows, wanted.shape[-1] + columns * (2 if columns % 2 else 1)
+    with pytest.raises(UserError, match=rf"not {height}×{width}: leave the size out, or train with tokenizer\.vary$"):
+        tokenizer.spec_for(size=(height, width))
+    tokenizer = config.model_copy(update={"vary": True}).build()
+    assert tokenizer.fixed is None
+    assert tokenizer.spec_for() == wanted
+    other = tokenizer.spec_for(size=(height, width))
+    assert other.shape == (*wanted.shape[:-2], height, width)
+    assert other.grid == (wanted.grid[0], height // rows, width // columns)
+    media = realistic(other.shape, 0)
+    assert tokenizer.spec_of(other.shape) == other
+    tokens = tokenizer.encode(media)
+    assert tokens.shape == (2, other.num_tokens, tokenizer.token_dim)
+    assert tokenizer.decode(tokens, other).shape == media.shape
+    for wrong in ((height + 1, width), (height, 0), (-height, width)):
+        with pytest.raises(UserError, match=r"^a size of [^\n]* does not divide [^\n]*$"):
+            tokenizer.spec_for(size=wrong)
+        with pytest.raises(UserError, match="multiples of"):
+            tokenizer.spec_of((*wanted.shape[:-2], *wrong))
 
 
 def test_what_is_kept_stays_when_media_are_blended(config: Any) -> None:
@@ -169,7 +232,7 @@ def test_what_is_kept_stays_when_media_are_blended(config: Any) -> None:
     axes = original.shape if original.dim() == 1 else original.shape[1:]
     kept = torch.ones(axes, dtype=torch.bool)
     kept[len(kept) // 4 : len(kept) // 2] = False
-    blended = tokenizer.blend(original, new, kept)
+    blended = tokenizer.media.blend(original, new, kept)
     assert torch.equal(blended[..., kept], original[..., kept])
     assert (blended[..., ~kept] != original[..., ~kept]).float().mean() > 0.9
 

@@ -82,6 +82,44 @@ def test_sizes_that_do_not_fit_are_refused_with_both_numbers() -> None:
         PatchesConfig(kind="patches", patch=4, size=["16", 32])
 
 
+def test_pictures_of_other_sizes_come_back_exactly() -> None:
+    patches = PatchesConfig(kind="patches", patch=4, size=[16, 32], vary=True).build()
+    patches.fit(torch.rand(3, 8 * n, 12, generator=torch.Generator().manual_seed(n)) for n in (1, 2, 3))
+    assert patches.spec_for().shape == (3, 16, 32)
+    assert patches.spec_for(size=(8, 12), num_tokens=6) == patches.spec_of((3, 8, 12))
+    picture = torch.rand(3, 8, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    spec = patches.spec_of((3, 8, 12))
+    assert spec.grid == (1, 2, 3)
+    tokens = patches.encode(picture[None])
+    raw = tokens * patches.std + patches.mean
+    torch.testing.assert_close(raw[0, 3 + 1], picture[:, 4:8, 4:8].flatten())  # row 1, column 1 of 2 × 3
+    torch.testing.assert_close(patches.decode(tokens, spec)[0], picture)
+    with pytest.raises(UserError, match=r"8×12 pixels has 6 tokens, not 8; leave the length out"):
+        patches.spec_for(size=(8, 12), num_tokens=8)
+    with pytest.raises(UserError, match=r"multiples of 4, the data has \(3, 8, 10\); data\.multiple_of"):
+        patches.spec_of((3, 8, 10))
+
+
+def test_pictures_of_one_size_are_refused_another() -> None:
+    patches = PatchesConfig(kind="patches", patch=4, channels=1, size=[8, 8]).build()
+    with pytest.raises(UserError) as error:
+        patches.spec_for(size=(16, 8))
+    assert str(error.value) == (
+        "every picture has 8×8 pixels, not 16×8: leave the size out, or train with tokenizer.vary"
+    )
+
+
+def test_latents_of_other_sizes_are_the_vaes(vae: tuple[str, AutoencoderKL], pictures: torch.Tensor) -> None:
+    folder, network = vae
+    varied = tokenizer(folder, size=[8, 8], vary=True)
+    spec = varied.spec_of((3, 16, 32))
+    with torch.no_grad():
+        latents = network.encode(pictures).latent_dist.mode()
+    tokens = varied.encode(pictures)
+    torch.testing.assert_close(tokens, ((latents - 0.25) * 0.5).flatten(2).mT)
+    torch.testing.assert_close(varied.decode(tokens, spec), tokenizer(folder).decode(tokens, spec))
+
+
 def test_latents_are_shifted_and_scaled_as_the_vae_says(vae: tuple[str, AutoencoderKL], pictures: torch.Tensor) -> None:
     folder, network = vae
     with torch.no_grad():

@@ -1,5 +1,3 @@
-"""Tokenizers of clips, and the files that clips are read from and written to."""
-
 from __future__ import annotations
 
 import json
@@ -8,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support import SHARED
 
-from djepa_mm.media.files import probe_clip, read_clip, write_clip
+from djepa_mm.media.clips import Clips
 from djepa_mm.tokenizers.video import ClipPatches, ClipPatchesConfig, ClipVAE, ClipVAEConfig
 from djepa_mm.types import UserError
 
@@ -107,14 +103,6 @@ def clips(frames: int = 8, channels: int = 3) -> torch.Tensor:
     return torch.rand(2, channels, frames, 16, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def moving(frames: int = 8) -> torch.Tensor:
-    """A bright square that moves over a slope of colour: what a video codec is made for."""
-    clip = torch.linspace(-0.8, 0.4, 64).expand(3, frames, 48, 64).clone()
-    for n in range(frames):
-        clip[:, n, 10:26, 4 + 4 * n : 20 + 4 * n] = torch.tensor([0.8, 0.2, -0.5])[:, None, None]
-    return clip
-
-
 # --- patches
 
 
@@ -146,7 +134,7 @@ def test_a_real_clip_comes_back_from_its_patches() -> None:
         pytest.skip("the real clips are not on this machine")
     path = sorted(CLIPS.glob("city_bikes/*.mp4"))[0]
     tokenizer = patches(patch=[2, 8, 8], frames=32, size=[128, 128], frame_rate=25.0)
-    clip = tokenizer.load(path)
+    clip = tokenizer.media.load(path, tokenizer.spec.shape)
     tokenizer.fit([clip])
     back = tokenizer.decode(tokenizer.encode(clip[None]), tokenizer.spec)[0]
     torch.testing.assert_close(back, clip, atol=1e-5, rtol=0)
@@ -300,94 +288,38 @@ def test_clips_may_vary_in_length_and_size() -> None:
         assert torch.equal(tokenizer.decode(tokens, spec)[0], clip)
     assert tokenizer.spec_for().shape == (3, 8, 16, 32)
     assert tokenizer.spec_for(duration_s=1.25).shape == (3, 12, 16, 32)
+    assert tokenizer.spec_for(duration_s=1.25, size=(8, 12)).shape == (3, 12, 8, 12)
+    assert tokenizer.spec_for(size=(8, 12)).grid == (4, 2, 3)
+    assert tokenizer.fixed is None
     with pytest.raises(UserError, match=r"multiples of \[2, 4, 4\].*data\.multiple_of"):
         tokenizer.spec_of((3, 3, 16, 32))
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_clips_of_a_vae_may_vary_in_size(name: str, folders: dict[str, Path]) -> None:
+    frames, media = VAES[name][3], clips(VAES[name][3])
+    varied = vae(folders[name], frames=frames, size=[32, 32], vary=True)
+    spec = varied.spec_of(tuple(media.shape[1:]))
+    fixed = vae(folders[name], frames=frames)
+    assert spec == fixed.spec
+    tokens = varied.encode(media)
+    torch.testing.assert_close(tokens, fixed.encode(media))
+    assert varied.decode(tokens, spec).shape == media.shape
+    with pytest.raises(UserError, match=f"3 channels and {frames} frames whose height and width are multiples of"):
+        varied.spec_of((3, frames + 8, 16, 32))
+
+
+def test_odd_sizes_are_refused_to_generate() -> None:
+    tokenizer = patches(patch=[2, 1, 1], vary=True)
+    assert tokenizer.spec_of((3, 8, 15, 32)).grid == (4, 15, 32)
+    with pytest.raises(UserError, match=r"a size of 15×32 pixels is odd"):
+        tokenizer.spec_for(size=(15, 32))
 
 
 def test_a_clip_has_one_length() -> None:
     tokenizer = patches()
     assert tokenizer.spec_for(duration_s=0.8) == tokenizer.spec_for(num_tokens=4 * 4 * 8) == tokenizer.spec
-    assert tokenizer.tokens_per_s == 5
+    assert isinstance(tokenizer.media, Clips)
+    assert tokenizer.media.per_second == 10
     with pytest.raises(UserError, match=r"0\.8 s \(8 frames, 10 a second\), not 2\.0 s"):
         tokenizer.spec_for(duration_s=2.0)
-
-
-# --- files
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_clip_comes_back_from_its_file_nearly_as_it_was(channels: int, tmp_path: Path) -> None:
-    clip = moving()[:channels]
-    tokenizer = patches(channels=channels, size=[48, 64], frame_rate=12.5)
-    tokenizer.save(clip, tmp_path / "clip.mp4")
-    found = probe_clip(tmp_path / "clip.mp4")
-    assert (found.frames, found.size, found.frame_rate) == (8, (48, 64), 12.5)
-    back = tokenizer.load(tmp_path / "clip.mp4")
-    assert (back - clip).square().mean().sqrt() < 0.04  # edges lose colour
-    assert (back - clip).mean().abs() < 0.004  # nothing gets darker
-    import av
-
-    with av.open(str(tmp_path / "clip.mp4")) as container:
-        codec = container.streams.video[0].codec_context
-        assert (codec.name, codec.pix_fmt) == ("h264", "yuv420p")
-
-
-@pytest.mark.parametrize("suffix", [".gif", ".webp"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_animations_show_every_frame_at_the_right_rate(suffix: str, channels: int, tmp_path: Path) -> None:
-    clip, path = moving(12)[:channels], tmp_path / f"clip{suffix}"
-    write_clip(clip, path, 15.0)
-    with Image.open(path) as animation:
-        assert animation.n_frames == 12
-        durations = []
-        for n in range(12):
-            animation.seek(n)
-            animation.load()
-            durations.append(animation.info["duration"])
-            shown = torch.from_numpy(np.array(animation.convert("RGB"))) / 127.5 - 1
-            assert (shown.permute(2, 0, 1) - clip[:, n]).abs().mean() < 0.05
-    assert sum(durations) == pytest.approx(800, abs=10)
-
-
-def test_clips_of_another_size_are_refused_with_both(tmp_path: Path) -> None:
-    path = tmp_path / "clip.mp4"
-    write_clip(moving(8), path, 10.0)
-    with pytest.raises(UserError, match=r"has 8 frames of 64×48 pixels, this model takes 8 of 32×16; cut or resize"):
-        patches().load(path)
-    with pytest.raises(UserError, match=r"has more than 4 frames .*takes 4 of"):
-        patches(frames=4, size=[48, 64]).load(path)
-
-
-def test_files_that_are_no_clips_are_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "clip.mp4"
-    write_clip(moving(8), path, 10.0)
-    (tmp_path / "short.mp4").write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    (tmp_path / "text.mp4").write_text("not a clip")
-    for name in ("short.mp4", "text.mp4", "missing.mp4", "."):
-        for read in (read_clip, probe_clip):
-            with pytest.raises(UserError, match=r"^[^\n]*: not readable as a clip \([^\n]+\)$"):
-                read(tmp_path / name)
-
-
-def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="even height and width, not 47×64"):
-        write_clip(moving()[:, :, 1:], tmp_path / "clip.mp4", 10.0)
-    with pytest.raises(UserError, match=r"written as \.mp4, \.gif or \.webp"):
-        write_clip(moving(), tmp_path / "clip.avi", 10.0)
-
-
-def test_a_contact_sheet_shows_the_first_and_the_last_frame() -> None:
-    ends = torch.zeros(3, 20, 64, 64)
-    ends[:, 0], ends[:, -1] = -1, 1
-    sheet = patches(frames=20, size=[64, 64]).preview(ends)
-    assert sheet.size == (4 * 66, 2 * 66)
-    assert sheet.getpixel((33, 33)) == (0, 0, 0)
-    assert sheet.getpixel((3 * 66 + 33, 66 + 33)) == (255, 255, 255)
-    assert sheet.getpixel((33, 66 + 33)) == (128, 128, 128)
-
-
-def test_clips_join_in_time() -> None:
-    first, second = clips()
-    joined = patches().join([first, second])
-    assert joined.shape == (3, 16, 16, 32)
-    assert torch.equal(joined[:, 8:], second)

@@ -11,10 +11,12 @@ from PIL import Image
 from rich.console import Console
 
 from djepa_mm.core.sampler import Sampler
-from djepa_mm.generation.pipeline import Generation, Request
-from djepa_mm.media.files import write_clip
-from djepa_mm.recipe.schema import Recipe, load_recipe
-from djepa_mm.runs.checkpoint import checkpoints, find_checkpoint, read_tensors
+from djepa_mm.generation.pipeline import Pipeline
+from djepa_mm.generation.request import Request
+from djepa_mm.media.clips import write_clip
+from djepa_mm.recipe.load import load_recipe
+from djepa_mm.recipe.schema import Recipe
+from djepa_mm.weights import checkpoints, find_checkpoint, read_tensors
 from djepa_mm.training.loop import Trainer, build_optimizers, learning_rate, train
 from djepa_mm.types import UserError
 
@@ -55,7 +57,7 @@ def test_a_corpus_of_classes_trains_without_them(tmp_path: Path) -> None:
     recipe = small("digits", "condition={kind: none}", "sample.guidance=1", "optim.steps=1")
     out = tmp_path / "run"
     train(recipe, out, resume=False, device=CPU, console=QUIET)
-    generation = Generation.load(out)
+    generation = Pipeline.load(out)
     assert len(generation(generation.requests([], [], count=2))) == 2
 
 
@@ -75,7 +77,7 @@ def test_clips_of_many_lengths_and_sizes_in_one_batch(tmp_path: Path) -> None:
     batch, _ = next(trainer.corpus.batches(trainer.place))
     assert sorted(batch.valid.sum(1).tolist()) == [6, 8, 24, 24]
     trainer.run()
-    generation = Generation.load(tmp_path / "run")
+    generation = Pipeline.load(tmp_path / "run")
     (clip,) = generation(generation.requests(["class1"], [], duration_s=1.0))
     assert clip.shape == (3, 8, 16, 16)
     with pytest.raises(UserError, match=r"model\.positions is learned"):
@@ -195,7 +197,7 @@ def test_a_truncated_picture_is_skipped_and_named(tmp_path: Path) -> None:
     )  # fmt: skip
     out = run(recipe, tmp_path / "run")
     assert list(json.loads((out / "report.json").read_text())["reasons"]) == ["a/2.png"]
-    assert Generation.load(out).classes == ("a", "b")
+    assert Pipeline.load(out).classes == ("a", "b")
 
 
 def test_a_run_that_meets_too_much_broken_data_keeps_what_it_learned(tmp_path: Path, corpus: Path) -> None:
@@ -302,7 +304,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypat
     with pytest.raises(OSError, match="no space"):
         trainer.save()
     assert [p.name for p in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000000"]
-    Generation.load(tmp_path / "run")
+    Pipeline.load(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["averaged.safetensors", "state.json"])
@@ -313,22 +315,22 @@ def test_a_checkpoint_cut_in_half_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(
         UserError, match=rf"{name}: damaged checkpoint .*delete step-00000002 to go on from step-00000001"
     ) as caught:
-        Generation.load(out)
+        Pipeline.load(out)
     assert "\n" not in str(caught.value)
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such run folder"):
-        Generation.load(tmp_path / "nowhere")
+        Pipeline.load(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no checkpoint yet"):
-        Generation.load(tmp_path)
+        Pipeline.load(tmp_path)
 
 
 # --- generation
 
 
 def test_generation_is_repeatable_and_independent_of_the_batch(tmp_path: Path) -> None:
-    generation = Generation.load(run(small("digits", "optim.steps=3"), tmp_path / "run"))
+    generation = Pipeline.load(run(small("digits", "optim.steps=3"), tmp_path / "run"))
     requests = [Request(label=n, seed=(5, n)) for n in range(4)]
     together, alone = generation(requests), [generation([request])[0] for request in requests]
     for a, b in zip(together, alone, strict=True):
@@ -338,9 +340,9 @@ def test_generation_is_repeatable_and_independent_of_the_batch(tmp_path: Path) -
 
 
 def test_guidance_and_temperature_change_samples(tmp_path: Path) -> None:
-    generation = Generation.load(run(small("digits", "optim.steps=30"), tmp_path / "run"))
+    generation = Pipeline.load(run(small("digits", "optim.steps=30"), tmp_path / "run"))
     plain, guided, cold = (
-        generation([Request(label=1)], sampler=Sampler(steps=3, guidance=g, temperature=t))[0]
+        generation([Request(label=1)], sampler=Sampler(ar_steps=3, guidance=g, temperature=t))[0]
         for g, t in ((1.0, 1.0), (4.0, 1.0), (1.0, 0.1))
     )
     assert not torch.allclose(plain, guided)
@@ -356,7 +358,7 @@ def test_guidance_and_temperature_change_samples(tmp_path: Path) -> None:
     ],
 )
 def test_requests_that_pictures_cannot_fulfil(tmp_path: Path, request_: Request, message: str) -> None:
-    generation = Generation.load(run(small("digits", "optim.steps=1"), tmp_path / "run"))
+    generation = Pipeline.load(run(small("digits", "optim.steps=1"), tmp_path / "run"))
     with pytest.raises(UserError, match=message):
         generation([request_])
 
@@ -374,7 +376,7 @@ def test_requests_that_pictures_cannot_fulfil(tmp_path: Path, request_: Request,
 )
 def test_requests_that_speech_cannot_fulfil(tmp_path: Path, corpus: Path, request_: Request, message: str) -> None:
     recipe = small("ljspeech", "optim.steps=1", f"data.root={corpus}", "run.texts=[one]")
-    generation = Generation.load(run(recipe, tmp_path / "run"))
+    generation = Pipeline.load(run(recipe, tmp_path / "run"))
     with pytest.raises(UserError, match=message):
         generation([request_])
 
@@ -382,7 +384,7 @@ def test_requests_that_speech_cannot_fulfil(tmp_path: Path, corpus: Path, reques
 def test_length_follows_the_text(tmp_path: Path, corpus: Path) -> None:
     """In this corpus a clip has 8000 + 1000 samples a character."""
     recipe = small("ljspeech", "optim.steps=1", f"data.root={corpus}", "run.texts=[one]")
-    generation = Generation.load(run(recipe, tmp_path / "run"))
+    generation = Pipeline.load(run(recipe, tmp_path / "run"))
     for text in ("one", "one two three"):
         expected = 8000 + 1000 * len(text)
         assert abs(generation.spec(Request(text=text)).shape[0] - expected) < 2000

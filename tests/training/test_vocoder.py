@@ -10,7 +10,7 @@ import soundfile
 import torch
 from rich.console import Console
 
-from djepa_mm.recipe.schema import load_recipe
+from djepa_mm.recipe.load import load_recipe
 from djepa_mm.runs.checkpoint import find_checkpoint, read_state, read_tensors
 from djepa_mm.speech.vocoders.fourier import load_fourier
 from djepa_mm.speech.vocoders.losses import RESOLUTIONS, Discriminators, deception, detection, magnitude, spectral_loss

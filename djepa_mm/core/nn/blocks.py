@@ -31,7 +31,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, condition_length: int, mask: Tensor | None, rotary: Rotary | None) -> Tensor:
-        """x (B, S, D) -> (B, S, D); `condition_length`, how many of S are condition tokens, makes no difference here."""
+        """x (B, S, D) -> (B, S, D); how many of S are condition tokens makes no difference here."""
         return self.finish(x, self.attention.attend(self.project(x), mask, rotary))
 
     def project(self, x: Tensor) -> Heads:
@@ -74,7 +74,7 @@ class Transformer(nn.Module):
         self.apply(xavier_init)
 
     def forward(self, x: Tensor, condition_length: int, valid: Tensor | None, rotary: Rotary | None) -> Tensor:
-        """x (B, S, D), of which the first `condition_length` are the condition; valid (B, S) bool or None for all -> (B, S, D)."""
+        """x (B, S, D), condition first; valid (B, S) bool or None for all -> (B, S, D)."""
         mask = None if valid is None else valid[:, None, None, :]
         for block in self.blocks:
             x = block(x, condition_length, mask, rotary)

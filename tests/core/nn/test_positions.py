@@ -10,7 +10,7 @@ import torch
 from djepa_mm.core.nn.positions import RotaryPositions, rotate
 from djepa_mm.errors import UserError
 from djepa_mm.recipe.build import build_model
-from djepa_mm.recipe.schema import load_recipe
+from djepa_mm.recipe.load import load_recipe
 
 
 def test_rotary_scores_depend_on_the_distance_alone() -> None:

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("av")
 
 from djepa_mm.data.sources.ucf101 import UCF101Config
-from djepa_mm.media.files import write_clip
+from djepa_mm.media.clips import write_clip
 from djepa_mm.types import BrokenItem, UserError
 
 CLASSES = ("ApplyEyeMakeup", "Archery", "YoYo")

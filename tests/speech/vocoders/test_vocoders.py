@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from djepa_mm.recipe.schema import load_recipe
+from djepa_mm.media.mel import LogMel, convention_at
 from djepa_mm.runs.checkpoint import Checkpoint, save_checkpoint
 from djepa_mm.speech.vocoders.convention import check_convention
 from djepa_mm.speech.vocoders.fourier import FourierSize, FourierVocoder, load_fourier, overlap_add
 from djepa_mm.speech.vocoders.hifigan import PUBLISHED
-from djepa_mm.tokenizers.mel import Mel, MelConfig, convention_at
+from djepa_mm.tokenizers.mel import Mel, MelConfig
 from djepa_mm.types import UserError
 
 RATE_HZ = 22050
@@ -28,9 +28,9 @@ def one_thread() -> None:
 
 
 def mel_with(rate_hz: int = RATE_HZ, **vocoder: Any) -> Mel:
-    """The tokenizer of a recipe whose vocoder is given."""
-    overrides = [f"data.sample_rate_hz={rate_hz}", f"tokenizer.sample_rate_hz={rate_hz}"]
-    return load_recipe("ljspeech", [*overrides, f"tokenizer.vocoder={json.dumps(vocoder)}"]).tokenizer.build()
+    """The tokenizer whose vocoder is given, as a recipe gives it."""
+    section = {"kind": "mel", "sample_rate_hz": rate_hz, "vocoder": vocoder}
+    return MelConfig.model_validate_json(json.dumps(section)).build()
 
 
 def refusal(**vocoder: Any) -> str:
@@ -41,7 +41,7 @@ def refusal(**vocoder: Any) -> str:
 
 
 def log_mel() -> Tensor:
-    return MelConfig(kind="mel").build().log_mel(0.1 * torch.randn(2, SAMPLES))
+    return LogMel(RATE_HZ)(0.1 * torch.randn(2, SAMPLES))
 
 
 # --- conventions ------------------------------------------------------------------------------------------------------
@@ -62,7 +62,8 @@ def test_a_mismatch_names_what_differs_and_nothing_else() -> None:
 
 
 def test_griffin_lim_is_the_default_and_more_iterations_are_nearer() -> None:
-    assert load_recipe("ljspeech").tokenizer.vocoder.iterations == 60
+    default = MelConfig(kind="mel").vocoder
+    assert (default.kind, default.iterations) == ("griffin-lim", 60)
     sound = torch.sin(torch.arange(SAMPLES) ** 1.5 / 3000)[None] * 0.3
 
     def error(iterations: int) -> float:
@@ -196,7 +197,7 @@ def save_vocoder(run: Path) -> FourierVocoder:
     return vocoder.eval()
 
 
-def test_our_vocoder_speaks_through_a_recipe(tmp_path: Path) -> None:
+def test_our_vocoder_speaks_through_the_tokenizer(tmp_path: Path) -> None:
     vocoder = save_vocoder(tmp_path)
     mel = mel_with(kind="fourier", path=str(tmp_path))
     frames = log_mel()
@@ -233,7 +234,9 @@ def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
     save_vocoder(tmp_path)
     state = tmp_path / "checkpoints" / "step-00000007" / "state.json"
     state.write_text(state.read_text().replace('"width": 16', '"width": 24'))
-    with pytest.raises(UserError, match="other weights than this vocoder has"):
+    with pytest.raises(
+        UserError, match=r"averaged\.safetensors: the weights do not fit the recipe: [^\n]*size mismatch"
+    ):
         load_fourier(tmp_path)
 
 

@@ -1,0 +1,88 @@
+"""Measure a run beside held-out items."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from djepa_mm.cli.options import (
+    DeviceOption,
+    GuidanceOption,
+    RecogniserOption,
+    RunArgument,
+    SeedOption,
+    SetOption,
+    StepsOption,
+    TemperatureOption,
+    check_finite,
+    console,
+    progress_bar,
+    read_prompts,
+)
+
+
+def evaluate(
+    run: RunArgument,
+    prompts: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A file with one text a line; by default the corpus' held-out items, with their recordings."),
+    ] = None,
+    count: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Items; by default 100 held-out sentences, or 200 clips or pictures."),
+    ] = None,
+    recogniser: RecogniserOption = "auto",
+    extractor: Annotated[
+        str,
+        typer.Option(
+            help="Of the features of clips and pictures: a TorchScript file (I3D), a video model's folder or hub name, "
+            "or embedded: a classifier of frames, trained on the corpus."
+        ),
+    ] = "embedded",
+    given: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Frames of a held-out clip that the others are predicted from; a quarter by default."),
+    ] = None,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    temperature: TemperatureOption = None,
+    seed: SeedOption = 0,
+    out: Annotated[Optional[Path], typer.Option(help="JSON file; RUN/evaluation.json by default.")] = None,  # noqa: UP045
+    set_: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure a run beside held-out items; a table, and JSON with the checkpoint's hash.
+
+    Speech: word error rate, distances to recordings. Clips and pictures: Fréchet distance, recognised classes,
+    prediction. Speed."""
+    import json
+    import shlex
+
+    from djepa_mm.door import load
+    from djepa_mm.evaluate.report import report
+
+    check_finite(guidance=guidance, temperature=temperature)
+    texts = read_prompts(prompts) if prompts is not None else []
+    model = load(run, set_ or [], device=device)
+    with progress_bar("evaluating") as progress:
+        figures = model.evaluate(
+            texts=texts,
+            count=count,
+            recogniser=recogniser,
+            extractor=extractor,
+            given=given,
+            ar_steps=steps,
+            guidance=guidance,
+            temperature=temperature,
+            seed=seed,
+            command=shlex.join(["djepa-mm", *sys.argv[1:]]),
+            progress=progress,
+        )
+    target = out or (run.parent.parent if (run / "state.json").is_file() else run) / "evaluation.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    console().print(report(figures))
+    typer.echo(target)

@@ -1,0 +1,130 @@
+"""What several verbs share: arguments and options, and what is made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from djepa_mm.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MOST_PATHS = 20  # that a verb prints of what it wrote
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a packaged recipe.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one checkpoint in it.")]
+OutOption = Annotated[Optional[Path], typer.Option(help="Run folder; runs/<recipe's name> by default.")]  # noqa: UP045
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on exactly where the run in the folder stopped.")]
+SetOption = Annotated[
+    Optional[list[str]],  # noqa: UP045  (typer reads it at run time)
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. optim.lr=1e-4. Repeatable."),
+]
+StepsOption = Annotated[Optional[int], typer.Option(min=1, help="Autoregressive steps, T.")]  # noqa: UP045
+GuidanceOption = Annotated[Optional[float], typer.Option(min=0, help="Guidance; 1 is none.")]  # noqa: UP045
+TemperatureOption = Annotated[Optional[float], typer.Option(min=0, help="Scale of the noise.")]  # noqa: UP045
+SeedOption = Annotated[int, typer.Option(min=0, help="The same seed gives the same items.")]
+RecogniserOption = Annotated[
+    str,
+    typer.Option(help="grammar, language-model, or a Whisper: a folder or a hub name. auto: grammar for few words."),
+]
+
+
+class Unknown(StrEnum):
+    """What to do with characters that the model does not know."""
+
+    error = "error"
+    drop = "drop"
+
+
+UnknownOption = Annotated[
+    Unknown, typer.Option(help="Characters that the model does not know: an error that names them, or dropped.")
+]
+ConditionOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--condition", metavar="KEY=VALUE", help="What to generate, for any kind of condition. Repeatable."),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+def console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def check_finite(**options: float | None) -> None:
+    for name, value in options.items():
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"--{name} {value}: expected a finite number")
+
+
+def asked(
+    class_: Sequence[str], texts: Sequence[str], pairs: Sequence[str], extra: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Conditions from --class, from texts and from --condition KEY=VALUE, all pairs of which make up one. extra: what
+    goes with each text. Raises UserError where they are mixed or a pair is none."""
+    import yaml
+
+    from djepa_mm.recipe.load import parse_value
+
+    given = [name for name, value in (("class", class_), ("text", texts), ("condition", pairs)) if value]
+    if len(given) > 1:
+        raise UserError(f"--{given[0]} and --{given[1]}: give one of the two")
+    condition: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--condition {pair}: write it as KEY=VALUE, such as class=7")
+        try:
+            condition[key.strip()] = parse_value(value)
+        except yaml.YAMLError:
+            raise UserError(f"--condition {pair}: {value!r} is not plain YAML") from None
+    if condition or class_:
+        if extra:
+            raise UserError(f"--{next(iter(extra))} goes with a text: give --text or --prompts")
+        return [condition] if condition else [{"class": name} for name in class_]
+    return [{"text": text, **extra} for text in texts]
+
+
+def size_of(value: str | None) -> tuple[int, int] | None:
+    """Height and width of WIDTHxHEIGHT."""
+    if value is None:
+        return None
+    width, _, height = value.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and 0 < int(width) < 100_000 and 0 < int(height) < 100_000):
+        raise UserError(f"--size {value}: expected width and height in pixels, such as 96x48")
+    return int(height), int(width)
+
+
+def read_prompts(path: Path) -> list[str]:
+    from djepa_mm.recipe.load import FOLDER
+
+    packaged = FOLDER / f"prompts-{path}.txt"
+    if len(path.parts) == 1 and not path.exists() and packaged.is_file():
+        path = packaged
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts {path}: cannot be read: {error}") from None
+    texts = [line for line in lines if line]
+    if not texts:
+        raise UserError(f"--prompts {path}: holds no text; write one a line")
+    return texts
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr; yields progress(done, total)."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

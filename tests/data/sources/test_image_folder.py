@@ -1,0 +1,255 @@
+"""Folders of pictures: what is good is read, what is broken is named."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import SHARED
+
+from djepa_mm.data.sources.image_folder import ImageFolder, ImageFolderConfig
+from djepa_mm.types import BrokenItem, UserError
+
+DATA = SHARED / "data"
+
+
+def real(folder: str) -> str:
+    if not (DATA / folder).is_dir():
+        pytest.skip(f"the real corpus {DATA / folder} is not on this machine")
+    return str(DATA / folder)
+
+
+def folder(root: Path, **options: Any) -> ImageFolder:
+    return ImageFolderConfig(source="image-folder", root=str(root), **{"size": [8, 8], **options}).build()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for name, colour in (
+        ("cat/a.png", "red"),
+        ("cat/b.JPG", "red"),
+        ("dog/c.webp", "blue"),
+        ("dog/deep/d.bmp", "blue"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 12), colour).save(tmp_path / name)
+    (tmp_path / "cat" / "notes.txt").write_text("not a picture")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+def test_class_folders_give_classes(pictures: Path) -> None:
+    source = folder(pictures)
+    assert source.classes == ("cat", "dog")
+    assert [source.entry(i).name for i in range(len(source))] == [
+        "cat/a.png",
+        "cat/b.JPG",
+        "dog/c.webp",
+        "dog/deep/d.bmp",
+    ]
+    for i in range(4):
+        item = source.read(i)
+        assert item.media.shape == source.shape(i)
+        assert item.entry == source.entry(i)
+        assert item.entry.label == source.classes[i // 2]
+        assert item.entry.path == pictures / item.entry.name
+        red, _, blue = item.media.mean((1, 2))
+        assert (red > blue) == (item.entry.label == "cat")
+
+
+def test_a_flat_folder_has_no_classes(pictures: Path) -> None:
+    source = folder(pictures / "cat")
+    assert source.classes == ()
+    assert source.entry(0).label is None
+
+
+def test_the_largest_centred_part_is_cut_out(tmp_path: Path) -> None:
+    pixels = np.zeros((10, 40, 3), np.uint8)
+    pixels[:, 8:32] = 255  # a little more than the middle 2:1, for resizing looks at neighbours
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    assert folder(tmp_path, size=[5, 10]).read(0).media.min() == 1
+    assert folder(tmp_path, size=[5, 20]).read(0).media.min() == -1
+
+
+def test_transparent_parts_are_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "rgba.png")
+    Image.new("P", (8, 8), 0).save(tmp_path / "palette.png", transparency=0)
+    Image.new("LA", (8, 8), (0, 0)).save(tmp_path / "grey.png")
+    source = folder(tmp_path)
+    assert len(source) == 3
+    assert all(source.read(i).media.min() == 1 for i in range(3))
+
+
+def test_half_of_the_pictures_are_mirrored(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:, :4] = 255
+    Image.fromarray(pixels).save(tmp_path / "left.png")
+    torch.manual_seed(0)
+    source = folder(tmp_path, flip=True)
+    lefts = sum(source.read(0).media[0, 0, 0].item() == 1 for _ in range(100))
+    assert 30 < lefts < 70
+
+
+def test_captions_are_texts(pictures: Path) -> None:
+    (pictures / "captions.jsonl").write_text(
+        json.dumps({"file": "cat/a.png", "caption": "a red cat", "more": 1}) + "\n"
+    )
+    source = folder(pictures)
+    assert source.entry(0).text == source.read(0).entry.text == "a red cat"
+    assert source.entry(1).text is None
+    (pictures / "captions.jsonl").write_text('{"file": "cat/a.png", "caption": "x"}\nrubbish\n')
+    with pytest.raises(UserError, match="line 2"):
+        folder(pictures)
+
+
+def huge_png() -> bytes:
+    """A PNG of 60,000 × 60,000 pixels in a few bytes."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    ]
+    packed = [struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def test_broken_pictures_are_named(pictures: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(pictures / "dog" / "x-truncated.png")
+    whole = (pictures / "dog" / "x-truncated.png").read_bytes()
+    (pictures / "dog" / "x-truncated.png").write_bytes(whole[: len(whole) // 2])
+    (pictures / "dog" / "x-header.png").write_bytes(whole[:20])
+    (pictures / "dog" / "x-empty.png").write_bytes(b"")
+    (pictures / "dog" / "x-text.jpg").write_text("hello")
+    (pictures / "dog" / "x-huge.png").write_bytes(huge_png())
+    (pictures / "dog" / "x-folder.png").mkdir()
+    (pictures / "dog" / "x-link.png").symlink_to("nowhere.png")
+    source = folder(pictures)
+    broken = [i for i in range(len(source)) if "/x-" in source.entry(i).name]
+    assert len(broken) == 7
+    for i in broken:
+        with pytest.raises(BrokenItem, match="not a readable picture"):
+            source.read(i)
+    assert source.read(0).media.isfinite().all()
+
+
+def test_folders_without_pictures_are_one_line(tmp_path: Path) -> None:
+    for root in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=r"^data\.root: no [^\n]*$"):
+            folder(root)
+
+
+def test_real_emoji() -> None:
+    source = folder(Path(real("images/emoji64")), size=[64, 64])
+    assert len(source) == 3486
+    assert len(source.classes) == 9
+    item = source.read(0)
+    assert item.media.shape == (3, 64, 64)
+    assert item.entry.text == "mahjong red dragon"
+
+
+# --- pictures of their own sizes
+
+
+def numbered(height: int, width: int) -> np.ndarray:
+    """(H, W, 3) uint8, no two pixels alike."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, 0 * rows], axis=-1).astype(np.uint8)
+
+
+def test_pictures_have_their_own_sizes_and_pixels(tmp_path: Path) -> None:
+    sizes = [(7, 12), (30, 9), (16, 16)]
+    for n, (height, width) in enumerate(sizes):
+        Image.fromarray(numbered(height, width)).save(tmp_path / f"{n}.png")
+    source = folder(tmp_path, size=None)
+    for n, (height, width) in enumerate(sizes):
+        media = source.read(n).media
+        assert media.shape == source.shape(n) == (3, height, width)
+        pixels = ((media + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(pixels, numbered(height, width))
+
+
+def test_the_middle_is_cut_to_multiples(tmp_path: Path) -> None:
+    Image.fromarray(numbered(19, 17)).save(tmp_path / "a.png")
+    source = folder(tmp_path, size=None, multiple_of=[8, 4])
+    media = source.read(0).media
+    assert media.shape == source.shape(0) == (3, 16, 16)
+    pixels = ((media + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(pixels, numbered(19, 17)[1:17, 0:16])  # not resized
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_pictures_are_turned_as_the_camera_was_held(orientation: int, suffix: str, tmp_path: Path) -> None:
+    """Whatever EXIF says, what is read is upright; multiples are those of the upright picture."""
+    upright = numbered(21, 10)
+    turns = {  # from the upright picture to the file's rows and columns
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: upright.transpose(1, 0, 2)[::-1],
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: upright.transpose(1, 0, 2)[:, ::-1],
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(turns[orientation])
+    Image.fromarray(stored).save(tmp_path / f"a{suffix}", exif=exif, lossless=True)
+    source = folder(tmp_path, size=None, multiple_of=[4, 3])
+    assert source.shape(0) == (3, 20, 9)
+    pixels = ((source.read(0).media + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(pixels, upright[0:20, 0:9])
+
+
+def test_sizes_come_from_headers_alone(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 48, 3), np.uint8)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
+    source = folder(tmp_path, size=None)
+    assert source.shape(0) == (3, 64, 48)
+    with pytest.raises(BrokenItem, match="not a readable picture"):
+        source.read(0)
+
+
+def test_a_size_that_stands_behind_the_pixels_is_not_looked_for(tmp_path: Path) -> None:
+    """The picture then lies as it does in the file, for its shape and for its pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    note = exif.tobytes()[6:]  # without the head that JPEG has
+    chunk = struct.pack(">I", len(note)) + b"eXIf" + note + struct.pack(">I", zlib.crc32(b"eXIf" + note))
+    Image.fromarray(numbered(6, 10)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content[:-12] + chunk + content[-12:])
+    source = folder(tmp_path, size=None)
+    assert source.read(0).media.shape == source.shape(0) == (3, 6, 10)
+
+
+def test_pictures_that_are_too_small_or_broken_are_named(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 6)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("hello")
+    (tmp_path / "c.png").write_bytes(huge_png())
+    source = folder(tmp_path, size=None, multiple_of=[8, 8])
+    for ask in (source.shape, source.read):
+        with pytest.raises(BrokenItem, match=r"^20×6 pixels, less than data\.multiple_of$"):
+            ask(0)
+        for index in (1, 2):
+            with pytest.raises(BrokenItem, match="not a readable picture"):
+                ask(index)
+
+
+def test_own_sizes_keep_white_behind_and_mirror_halves(tmp_path: Path) -> None:
+    Image.new("P", (8, 8), 0).save(tmp_path / "palette.png", transparency=0)
+    assert folder(tmp_path, size=None, multiple_of=[3, 3]).read(0).media.min() == 1
+    Image.fromarray(numbered(5, 7)).save(tmp_path / "a.png")
+    source = folder(tmp_path, size=None, flip=True)
+    lefts = sum(source.read(0).media[1, 0, 0].item() == -1 for _ in range(100))
+    assert 30 < lefts < 70
