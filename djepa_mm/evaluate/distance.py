@@ -74,11 +74,11 @@ def ssim(first: Tensor, second: Tensor) -> float:
 
     height, width = first.shape[-2:]
     times = -(-SSIM_WINDOW // min(height, width, SSIM_WINDOW))
-    frames = [
+    x, y = (
         media.float().reshape(-1, 1, height, width).repeat_interleave(times, -2).repeat_interleave(times, -1)
         for media in (first, second)
-    ]
-    _, places = structural_similarity_index_measure(*frames, sigma=SSIM_SIGMA, data_range=RANGE, return_full_image=True)
+    )
+    _, places = structural_similarity_index_measure(x, y, sigma=SSIM_SIGMA, data_range=RANGE, return_full_image=True)
     edge = SSIM_WINDOW // 2  # where the window hangs over, torchmetrics fills it with reflections
     return places[..., edge:-edge, edge:-edge].mean().item()
 
