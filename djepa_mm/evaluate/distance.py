@@ -75,7 +75,7 @@ def ssim(first: Tensor, second: Tensor) -> float:
     height, width = first.shape[-2:]
     times = -(-SSIM_WINDOW // min(height, width, SSIM_WINDOW))
     x, y = (
-        media.float().reshape(-1, 1, height, width).repeat_interleave(times, -2).repeat_interleave(times, -1)
+        media.float().reshape(1, -1, height, width).repeat_interleave(times, -2).repeat_interleave(times, -1)
         for media in (first, second)
     )
     _, places = structural_similarity_index_measure(x, y, sigma=SSIM_SIGMA, data_range=RANGE, return_full_image=True)
