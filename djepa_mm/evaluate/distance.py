@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from djepa_mm.speech.vocoders.losses import RESOLUTIONS, magnitude, spectral_loss
 from djepa_mm.types import UserError
@@ -18,6 +17,7 @@ from djepa_mm.types import UserError
 CEPSTRAL_COEFFICIENTS = 13  # from 1: coefficient 0 is the loudness
 DECIBELS = 10 / math.log(10) * math.sqrt(2)
 EXACT = 1e-5  # errors of pixels below it are rounding
+RANGE = 2.0  # of media in [-1, 1]
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 
@@ -57,8 +57,10 @@ def stft_distance(reference: Tensor, sound: Tensor) -> float:
 
 def psnr_db(first: Tensor, second: Tensor) -> float:
     """10 log10(2² / mean squared error), of media in [-1, 1]; an error below EXACT counts as EXACT: 106 dB at most."""
-    error = (first - second).double().square().mean().item()
-    return 10 * math.log10(4 / max(error, EXACT**2))
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    decibels = peak_signal_noise_ratio(first.double(), second.double(), data_range=RANGE)
+    return min(decibels.item(), 20 * math.log10(RANGE / EXACT))
 
 
 def ssim(first: Tensor, second: Tensor) -> float:
@@ -66,23 +68,19 @@ def ssim(first: Tensor, second: Tensor) -> float:
 
     Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004): a Gaussian window
     of 11 pixels with σ 1.5, K1 0.01 and K2 0.03, wherever the whole window fits; mean over channels and frames.
-    Pictures smaller than the window get a window as large as they are.
+    Pictures smaller than the window are enlarged, each pixel repeated, until it fits.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     height, width = first.shape[-2:]
-    side = min(SSIM_WINDOW, height, width)
-    bell = torch.exp(-(torch.arange(side) - (side - 1) / 2).square() / (2 * SSIM_SIGMA**2))
-    rows, columns = (_banded(bell / bell.sum(), length) for length in (height, width))
-
-    def blur(pixels: Tensor) -> Tensor:
-        return rows @ pixels @ columns.T
-
-    x, y = first.float(), second.float()
-    mean_x, mean_y = blur(x), blur(y)
-    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
-    cov = blur(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
-    map_ = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return map_.mean().item()
+    times = -(-SSIM_WINDOW // min(height, width, SSIM_WINDOW))
+    x, y = (
+        media.float().reshape(1, -1, height, width).repeat_interleave(times, -2).repeat_interleave(times, -1)
+        for media in (first, second)
+    )
+    _, places = structural_similarity_index_measure(x, y, sigma=SSIM_SIGMA, data_range=RANGE, return_full_image=True)
+    edge = SSIM_WINDOW // 2  # where the window hangs over, torchmetrics fills it with reflections
+    return places[..., edge:-edge, edge:-edge].mean().item()
 
 
 def _cepstrum(log_mel: Tensor) -> Tensor:
@@ -91,9 +89,3 @@ def _cepstrum(log_mel: Tensor) -> Tensor:
     places = (torch.arange(bands) + 0.5) / bands
     cosines = torch.cos(math.pi * torch.arange(1, CEPSTRAL_COEFFICIENTS + 1)[:, None] * places)  # (K, M)
     return (2 / bands * cosines @ log_mel.cpu()).T
-
-
-def _banded(window: Tensor, length: int) -> Tensor:
-    """(length − window + 1, length): the matrix that slides the window over a row, quicker here than a convolution."""
-    places = length - len(window) + 1
-    return torch.stack([functional.pad(window, (n, places - 1 - n)) for n in range(places)])

@@ -101,17 +101,18 @@ class FrameClassifier(nn.Module):
     what its last layer sees (d), and the mean absolute change of that from frame to frame (d more, 0 for a picture).
     """
 
-    def __init__(self, channels: int, classes: int, side: int) -> None:
+    def __init__(self, channels: int, classes: Sequence[str], side: int) -> None:
         """side: the shorter one of a frame, in pixels."""
         super().__init__()
         self.name = EMBEDDED
+        self.numbers = {name: number for number, name in enumerate(classes)}
         layers: list[nn.Module] = []
         for n, width in enumerate(WIDTHS):
             stride = 1 if n == 0 and side < 16 else 2
             layers += [nn.Conv2d(channels, width, 3, stride, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             channels = width
         self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.last = nn.Linear(channels, classes)
+        self.last = nn.Linear(channels, len(classes))
 
     def forward(self, clips: Tensor) -> Tensor:
         seen = self._seen(clips)
@@ -123,10 +124,10 @@ class FrameClassifier(nn.Module):
         return self.last(self._seen(clips))
 
     @torch.inference_mode()
-    def accuracy(self, clips: Iterable[Tensor], labels: Sequence[int]) -> Accuracy:
-        """Of clips (C, T, H, W) or pictures (C, H, W) that should be of these classes."""
+    def accuracy(self, clips: Iterable[Tensor], labels: Sequence[str | None]) -> Accuracy:
+        """Of clips (C, T, H, W) or pictures (C, H, W) that should be of these classes; unknown ones are never seen."""
         scores = torch.cat([self.logits(batch).log_softmax(-1).cpu() for batch in _batches(clips)])
-        wanted = torch.tensor(labels)
+        wanted = torch.tensor([self.numbers.get(name or "", -1) for name in labels])
         return {
             "frame_accuracy": (scores.argmax(-1) == wanted[:, None]).float().mean().item(),
             "clip_accuracy": (scores.mean(1).argmax(-1) == wanted).float().mean().item(),
@@ -141,7 +142,7 @@ class FrameClassifier(nn.Module):
 def train_classifier(
     items: Iterable[Item],
     held_out: Sequence[Item],
-    classes: int,
+    classes: Sequence[str],
     *,
     steps: int = STEPS,
     seed: int = 0,
@@ -151,12 +152,13 @@ def train_classifier(
 
     held_out: what its accuracy is measured on, for its name."""
     frames, labels = [], []
+    numbers = {name: number for number, name in enumerate(classes)}
     for item in items:
-        assert item.label is not None
+        assert item.entry.label is not None
         clip = _clip(item.media)
         chosen = clip[:, _spread(clip.shape[1], min(FRAMES, clip.shape[1]))]
         frames.append(_shrunk(chosen[None])[0].transpose(0, 1)[:, :, None])  # frames as clips of one
-        labels.append(torch.full((len(frames[-1]),), item.label))
+        labels.append(torch.full((len(frames[-1]),), numbers[item.entry.label]))
     corpus, wanted = torch.cat(frames), torch.cat(labels)  # (frames, C, 1, H, W), (frames,)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -173,7 +175,7 @@ def train_classifier(
         optimiser.step()
         schedule.step()
     model.eval().requires_grad_(False)
-    accuracy = model.accuracy((item.media for item in held_out), [item.label or 0 for item in held_out])
+    accuracy = model.accuracy((item.media for item in held_out), [item.entry.label for item in held_out])
     model.name = (
         f"{EMBEDDED}: frame classifier trained on {len(frames)} clips for {steps} steps, "
         f"held-out frame accuracy {accuracy['frame_accuracy']:.1%}"

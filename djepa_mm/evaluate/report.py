@@ -16,9 +16,10 @@ from djepa_mm.evaluate.candidates import recogniser_for
 from djepa_mm.evaluate.features import EMBEDDED, extractor_for, train_classifier
 from djepa_mm.evaluate.speech import evaluate_speech
 from djepa_mm.evaluate.visual import evaluate_visual, first_frames, learned, read_items, spread
-from djepa_mm.generation.pipeline import Generation
-from djepa_mm.runs.checkpoint import find_checkpoint
+from djepa_mm.generation.pipeline import Pipeline
+from djepa_mm.media.sounds import Sounds
 from djepa_mm.types import Progress, Source, UserError
+from djepa_mm.weights import find_checkpoint
 
 SPEECH_COUNT, VISUAL_COUNT = 100, 200  # items, where nothing else is asked for
 CLASSIFIER_ITEMS = 1000  # most that the classifier of frames learns from
@@ -26,7 +27,7 @@ CLASSIFIER_ITEMS = 1000  # most that the classifier of frames learns from
 
 def evaluate_run(
     run: Path,
-    generation: Generation,
+    pipeline: Pipeline,
     *,
     texts: Sequence[str] = (),
     count: int | None = None,
@@ -38,34 +39,34 @@ def evaluate_run(
     command: str = "",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Figures of the newest checkpoint of `run`, which `generation` was loaded from; ready for JSON.
+    """Figures of the newest checkpoint of `run`, which `pipeline` was loaded from; ready for JSON.
 
     texts: what to speak; without them, up to `count` held-out items of the run's corpus, with their recordings. Clips
     and pictures are always measured with held-out ones. recogniser: of speech; extractor, given: for clips and
     pictures. Raises UserError where there is nothing to measure with.
     """
-    sampler = sampler or generation.sampler
+    sampler = sampler or pipeline.sampler
     figures: Mapping[str, Any]
-    if generation.tokenizer.sample_rate_hz is None:
+    if not isinstance(pipeline.tokenizer.media, Sounds):
         if texts:
             raise UserError("--prompts are for speech; clips and pictures are measured with the corpus' held-out items")
-        figures = _visual(generation, count or VISUAL_COUNT, extractor, given, sampler, seed, progress)
-    elif generation.conditions.vocabulary is None:
+        figures = _visual(pipeline, count or VISUAL_COUNT, extractor, given, sampler, seed, progress)
+    elif "text" not in pipeline.condition.keys:
         raise UserError("evaluate measures speech from texts, clips and pictures; this run gives something else")
     else:
         if given is not None:
             raise UserError(f"--given {given}: frames are for clips; this run speaks")
-        figures = _speech(generation, texts, count or SPEECH_COUNT, recogniser, sampler, seed, progress)
+        figures = _speech(pipeline, texts, count or SPEECH_COUNT, recogniser, sampler, seed, progress)
     checkpoint = find_checkpoint(run)
     return {
         "command": command,
         "checkpoint": checkpoint.name,
         "sha256": hashlib.sha256((checkpoint / "averaged.safetensors").read_bytes()).hexdigest(),
-        "recipe": generation.recipe.name,
+        "recipe": pipeline.recipe.name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "steps": sampler.steps,
+        "steps": sampler.ar_steps,
         "guidance": sampler.guidance,
         "temperature": sampler.temperature,
         "seed": seed,
@@ -74,7 +75,7 @@ def evaluate_run(
 
 
 def _speech(
-    generation: Generation,
+    pipeline: Pipeline,
     texts: Sequence[str],
     count: int,
     recogniser: str,
@@ -84,17 +85,17 @@ def _speech(
 ) -> dict[str, Any]:
     recordings = None
     if not texts:
-        source = _held_out(generation)
+        source = _held_out(pipeline)
         items = [source.read(index) for index in range(min(count, len(source)))]
-        texts = [generation.conditions.clean(item.text) or "" for item in items]
+        texts = [pipeline.condition.request(item.entry)["text"] for item in items]
         recordings = [item.media for item in items]
-    listener = recogniser_for(generation, recogniser, texts)
-    figures = evaluate_speech(generation, texts, recordings, listener, sampler, seed, progress)
+    listener = recogniser_for(pipeline, recogniser, texts)
+    figures = evaluate_speech(pipeline, texts, recordings, listener, sampler, seed, progress)
     return {"recogniser": type(listener).__name__, **figures}
 
 
 def _visual(
-    generation: Generation,
+    pipeline: Pipeline,
     count: int,
     extractor: str,
     given: int | None,
@@ -102,31 +103,31 @@ def _visual(
     seed: int,
     progress: Progress | None,
 ) -> Mapping[str, Any]:
-    first_frames(generation, given)  # raises now, before the work
-    held_out, train = _held_out(generation), generation.recipe.data.build()
-    device = next(generation.model.averaged.parameters()).device
+    first_frames(pipeline, given)  # raises now, before the work
+    held_out, train = _held_out(pipeline), pipeline.recipe.data.build()
+    device = pipeline.device
     with torch.random.fork_rng(devices=[]):  # some sources draw at random what they read of an item
         torch.manual_seed(seed)
         network = None
-        if extractor != EMBEDDED or not generation.classes:
+        if extractor != EMBEDDED or not train.classes:
             network = extractor_for(extractor, None, device)  # what can fail does so before the work
         classifier = None
-        if generation.classes:
+        if train.classes:
             classifier = train_classifier(
-                read_items(generation, train, learned(train, count, CLASSIFIER_ITEMS)),
-                list(read_items(generation, held_out, spread(count, len(held_out)))),
-                len(generation.classes),
+                read_items(pipeline, train, learned(train, count, CLASSIFIER_ITEMS)),
+                list(read_items(pipeline, held_out, spread(count, len(held_out)))),
+                train.classes,
                 seed=seed,
                 device=device,
             )
         network = network or extractor_for(extractor, classifier, device)
         return evaluate_visual(
-            generation, held_out, train, network, sampler, seed, count, progress, classifier=classifier, given=given
+            pipeline, held_out, train, network, sampler, seed, count, progress, classifier=classifier, given=given
         )
 
 
-def _held_out(generation: Generation) -> Source:
-    source = generation.recipe.data.build_held_out()
+def _held_out(pipeline: Pipeline) -> Source:
+    source = pipeline.recipe.data.build_held_out()
     if source is None:
         raise UserError(
             "the recipe's corpus holds nothing out: train with data.held_out above 0, or another corpus; "

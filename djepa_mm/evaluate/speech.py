@@ -12,15 +12,16 @@ from torch import Tensor
 
 from djepa_mm.core.sampler import Sampler
 from djepa_mm.evaluate.distance import mel_cepstral_distortion, stft_distance
-from djepa_mm.evaluate.words import Recogniser, normalise, word_error_rate, word_errors
-from djepa_mm.generation.pipeline import Generation
-from djepa_mm.speech.english import normalize as written_out
-from djepa_mm.tokenizers.mel import Mel
-from djepa_mm.types import Progress, UserError
+from djepa_mm.evaluate.words import Recogniser, plain_words, word_error_rate, word_errors
+from djepa_mm.generation.pipeline import Pipeline
+from djepa_mm.media.mel import LogMel
+from djepa_mm.media.sounds import Sounds
+from djepa_mm.speech.english import normalize
+from djepa_mm.types import Progress, Tokenizer, UserError
 
 
 class Sentence(TypedDict):
-    """One sentence, normalised, and what was heard of it."""
+    """One sentence, in plain words, and what was heard of it."""
 
     text: str
     heard: str
@@ -61,7 +62,7 @@ class SpeechFigures(TypedDict):
 
 
 def evaluate_speech(
-    generation: Generation,
+    pipeline: Pipeline,
     texts: Sequence[str],
     recordings: Sequence[Tensor] | None,
     recogniser: Recogniser,
@@ -79,31 +80,30 @@ def evaluate_speech(
     recordings themselves, too. Raises UserError for a model of other media, and for texts that it cannot speak or that
     hold no words.
     """
-    mel = generation.tokenizer
-    if not isinstance(mel, Mel):
-        raise UserError("this model does not speak: its tokenizer is not for waveforms")
-    references = _references(texts)
+    rate_hz = _sounds(pipeline.tokenizer).sample_rate_hz
+    log_mel, references = LogMel(rate_hz), _references(texts)
     tally = _Tally(len(texts) * (4 if recordings is not None and baseline else 2), progress)
 
     began = time.perf_counter()
-    requests = generation.requests([], texts, count=1, duration_s=None, seed=seed)
-    generated = generation(requests, sampler=sampler, batch_size=batch_size, progress=tally.sampling(len(texts)))
+    requests = pipeline.requests([{"text": text} for text in texts], seed=seed)
+    generated = pipeline(requests, sampler=sampler, batch_size=batch_size, progress=tally.sampling(len(texts)))
     elapsed_s = time.perf_counter() - began
 
-    seconds = [len(wave) / mel.sample_rate_hz for wave in generated]
-    heard = _hear(generated, recogniser, mel, tally)
+    seconds = [len(wave) / rate_hz for wave in generated]
+    heard = _hear(generated, recogniser, rate_hz, tally)
     pairs = list(zip(recordings, generated, strict=True)) if recordings is not None else []
     known = None
     if recordings is not None and baseline:
-        device = next(generation.model.averaged.parameters()).device
-        known = evaluate_recordings(mel, texts, recordings, recogniser, tally.next, device=device)
+        known = evaluate_recordings(
+            pipeline.tokenizer, texts, recordings, recogniser, tally.next, device=pipeline.device
+        )
     return {
         "sentences": len(texts),
         "words": sum(len(reference.split()) for reference in references),
         "word_error_rate": word_error_rate(references, heard),
         "seconds": sum(seconds),
         "real_time_factor": elapsed_s / sum(seconds),
-        "mel_cepstral_distortion_db": fmean(mel_cepstral_distortion(a, b, mel.log_mel) for a, b in pairs)
+        "mel_cepstral_distortion_db": fmean(mel_cepstral_distortion(a, b, log_mel) for a, b in pairs)
         if pairs
         else None,
         "length_error": fmean(abs(len(b) - len(a)) / len(a) for a, b in pairs) if pairs else None,
@@ -116,7 +116,7 @@ def evaluate_speech(
 
 
 def evaluate_recordings(
-    mel: Mel,
+    tokenizer: Tokenizer,
     texts: Sequence[str],
     recordings: Sequence[Tensor],
     recogniser: Recogniser,
@@ -126,29 +126,38 @@ def evaluate_recordings(
 ) -> RecordingFigures:
     """What the recogniser hears of recordings (samples,), as they are and through the tokenizer; no model.
 
-    progress: counts sentences, each twice. device: where the tokenizer works. Raises UserError for texts without words.
+    progress: counts sentences, each twice. device: where the tokenizer works. Raises UserError for texts without
+    words, and for a tokenizer of other media.
     """
+    rate_hz = _sounds(tokenizer).sample_rate_hz
+    log_mel = LogMel(rate_hz)
     references, tally = _references(texts), _Tally(2 * len(texts), progress)
-    heard = _hear(recordings, recogniser, mel, tally)
+    heard = _hear(recordings, recogniser, rate_hz, tally)
     decoded, decoding_s = [], 0.0
     for recording in recordings:
-        tokens, spec = mel.encode(recording[None].to(device)), mel.spec_of(tuple(recording.shape))
+        tokens, spec = tokenizer.encode(recording[None].to(device)), tokenizer.spec_of(tuple(recording.shape))
         began = time.perf_counter()
-        decoded.append(mel.decode(tokens, spec)[0].float().cpu())
+        decoded.append(tokenizer.decode(tokens, spec)[0].float().cpu())
         decoding_s += time.perf_counter() - began
     pairs = list(zip(recordings, decoded, strict=True))
     return {
         "word_error_rate": word_error_rate(references, heard),
-        "vocoder_word_error_rate": word_error_rate(references, _hear(decoded, recogniser, mel, tally)),
+        "vocoder_word_error_rate": word_error_rate(references, _hear(decoded, recogniser, rate_hz, tally)),
         "vocoder_stft_distance": fmean(stft_distance(a, b) for a, b in pairs),
-        "vocoder_mel_cepstral_distortion_db": fmean(mel_cepstral_distortion(a, b, mel.log_mel) for a, b in pairs),
-        "vocoder_real_time_factor": decoding_s * mel.sample_rate_hz / sum(len(recording) for recording in recordings),
+        "vocoder_mel_cepstral_distortion_db": fmean(mel_cepstral_distortion(a, b, log_mel) for a, b in pairs),
+        "vocoder_real_time_factor": decoding_s * rate_hz / sum(len(recording) for recording in recordings),
     }
 
 
 def spoken_words(text: str) -> str:
-    """The words of a text as they are scored: numbers and abbreviations written out, then normalised."""
-    return normalise(written_out(text))
+    """The words of a text as they are scored: numbers and abbreviations written out, then plain."""
+    return plain_words(normalize(text))
+
+
+def _sounds(tokenizer: Tokenizer) -> Sounds:
+    if not isinstance(tokenizer.media, Sounds):
+        raise UserError("this model does not speak: its tokenizer is not for waveforms")
+    return tokenizer.media
 
 
 def _references(texts: Sequence[str]) -> list[str]:
@@ -157,10 +166,10 @@ def _references(texts: Sequence[str]) -> list[str]:
     return references
 
 
-def _hear(waves: Sequence[Tensor], recogniser: Recogniser, mel: Mel, tally: _Tally) -> list[str]:
+def _hear(waves: Sequence[Tensor], recogniser: Recogniser, rate_hz: int, tally: _Tally) -> list[str]:
     heard = []
     for wave in waves:
-        heard.append(spoken_words(recogniser.hear(wave, mel.sample_rate_hz)))
+        heard.append(spoken_words(recogniser.hear(wave, rate_hz)))
         tally.at(tally.done + 1)
     return heard
 

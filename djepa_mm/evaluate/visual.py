@@ -16,7 +16,8 @@ from djepa_mm.evaluate.distance import psnr_db, ssim
 from djepa_mm.evaluate.features import Extractor, FrameClassifier, features
 from djepa_mm.evaluate.frechet import frechet_distance
 from djepa_mm.generation.edit import given_frames, run_edits
-from djepa_mm.generation.pipeline import Generation, Request
+from djepa_mm.generation.pipeline import Pipeline
+from djepa_mm.generation.request import Request
 from djepa_mm.types import BrokenItem, Item, Progress, Source, UserError
 
 
@@ -67,7 +68,7 @@ class VisualFigures(TypedDict):
 
 
 def evaluate_visual(
-    generation: Generation,
+    pipeline: Pipeline,
     held_out: Source,
     train: Source,
     extractor: Extractor,
@@ -80,15 +81,15 @@ def evaluate_visual(
     given: int | None = None,
     batch_size: int = 64,
 ) -> VisualFigures:
-    """Generate `count` items, with classes and texts in turn as the held-out ones have them, and measure them.
+    """Generate `count` items, with conditions in turn as the held-out ones have them, and measure them.
 
-    classifier: may be the extractor, too; for a fair comparison neither has learned from `floor` of the training items.
-    given: frames that predictions begin with, moved up to whole tokens; a quarter of the clip by default. progress:
-    counts items, generated and predicted. Raises UserError for too few items, and for frames that cannot be given.
+    classifier: may be the extractor, too; for a fair comparison neither has learned from the `baseline_items`. given:
+    frames that predictions begin with, moved up to whole tokens; a quarter of the clip by default. progress: counts
+    items, generated and predicted. Raises UserError for too few items, and for frames that cannot be given.
     """
-    begin = first_frames(generation, given)
-    items = list(read_items(generation, held_out, spread(count, len(held_out))))
-    others = list(read_items(generation, train, floor(train, count)))
+    begin = first_frames(pipeline, given)
+    items = list(read_items(pipeline, held_out, spread(count, len(held_out))))
+    others = list(read_items(pipeline, train, baseline_items(train, count)))
     if min(count, len(items), len(others)) < 2:
         raise UserError(
             f"a distance needs two items or more on each side: there are {len(items)} held-out ones, "
@@ -98,22 +99,22 @@ def evaluate_visual(
     wanted = [items[n * len(items) // count] for n in range(count)]
 
     began = time.perf_counter()
-    requests = [_request(generation, item, seed, n) for n, item in enumerate(wanted)]
-    sampled = generation(requests, sampler=sampler, batch_size=batch_size, progress=_part(progress, 0, count, total))
+    requests = [_request(pipeline, item, seed, n) for n, item in enumerate(wanted)]
+    sampled = pipeline(requests, sampler=sampler, batch_size=batch_size, progress=_part(progress, 0, count, total))
     elapsed_s = time.perf_counter() - began
 
     generated = [media.clamp(-1, 1) for media in sampled]
     real = [item.media for item in items]
-    seen = {"generated": generated, "real": real, "floor": [item.media for item in others]}
+    seen = {"generated": generated, "real": real, "baseline": [item.media for item in others]}
     vectors = {name: features(extractor, media) for name, media in seen.items()}
     of_generated = of_real = None
     if classifier is not None:
-        of_real = classifier.accuracy(real, _labels(items))
-        if generation.recipe.condition.kind == "class":
-            of_generated = classifier.accuracy(generated, _labels(wanted))
+        of_real = classifier.accuracy(real, [item.entry.label for item in items])
+        if "class" in pipeline.condition.keys:
+            of_generated = classifier.accuracy(generated, [item.entry.label for item in wanted])
     prediction = None
     if begin is not None:
-        prediction = predict(generation, items, begin, sampler, seed, _part(progress, count, len(items), total))
+        prediction = predict(pipeline, items, begin, sampler, seed, _part(progress, count, len(items), total))
     return {
         "extractor": extractor.name,
         "items": count,
@@ -125,7 +126,7 @@ def evaluate_visual(
         "real": {
             "training_items": len(others),
             "held_out_items": len(items),
-            "frechet_distance": frechet_distance(vectors["floor"], vectors["real"]),
+            "frechet_distance": frechet_distance(vectors["baseline"], vectors["real"]),
             "frame_accuracy": of_real["frame_accuracy"] if of_real else None,
             "clip_accuracy": of_real["clip_accuracy"] if of_real else None,
         },
@@ -134,7 +135,7 @@ def evaluate_visual(
 
 
 def predict(
-    generation: Generation,
+    pipeline: Pipeline,
     items: Sequence[Item],
     given: int,
     sampler: Sampler | None = None,
@@ -145,10 +146,10 @@ def predict(
 
     Raises UserError for frames that cannot be given."""
     edits = [
-        given_frames(generation, _request(generation, item, seed, n), first=item.media[:, :given])
+        given_frames(pipeline, _request(pipeline, item, seed, n), first=item.media[:, :given])
         for n, item in enumerate(items)
     ]
-    predicted = run_edits(generation, edits, sampler=sampler, progress=progress)
+    predicted = run_edits(pipeline, edits, sampler=sampler, progress=progress)
     real = [item.media[:, given:] for item in items]
     ours = [clip[:, given:].clamp(-1, 1) for clip in predicted]
     still = [item.media[:, given - 1 : given].expand_as(rest) for item, rest in zip(items, real, strict=True)]
@@ -163,12 +164,17 @@ def predict(
     }
 
 
-def first_frames(generation: Generation, given: int | None = None) -> int | None:
+def first_frames(pipeline: Pipeline, given: int | None = None) -> int | None:
     """Frames that a prediction begins with: `given`, or else a quarter of the clip, moved up to whole tokens.
 
-    None where the model's items have no time to predict. Raises UserError where that leaves none for `given`."""
-    tokenizer = generation.tokenizer
-    spec = tokenizer.spec_for()
+    None where the model's items have no time to predict. Raises UserError where that leaves none for `given`, and where
+    the items vary in size."""
+    tokenizer = pipeline.tokenizer
+    spec = tokenizer.fixed
+    if spec is None:
+        raise UserError(
+            "items of many sizes cannot be measured together: --set tokenizer.vary=false takes those of tokenizer.size"
+        )
     frames = spec.shape[1] if len(spec.shape) == 4 else 1
     per_token = tokenizer.span[0]
     short = spec.grid[0] * per_token - frames  # of the first token: the first latent of a VAE may stand for one frame
@@ -192,34 +198,34 @@ def spread(count: int, total: int) -> list[int]:
     return [n * total // count for n in range(count)]
 
 
-def floor(train: Source, count: int) -> list[int]:
-    """Those of the training items that the held-out ones are compared with; at most half of all."""
+def baseline_items(train: Source, count: int) -> list[int]:
+    """Those of the training items that are measured beside the generated ones; at most half of all."""
     return spread(min(count, len(train) // 2), len(train))
 
 
 def learned(train: Source, count: int, most: int) -> list[int]:
-    """Those that the classifier learns from: up to `most`, none of `floor`."""
-    others = sorted(set(range(len(train))) - set(floor(train, count)))
+    """Those that the classifier learns from: up to `most`, none of the `baseline_items`."""
+    others = sorted(set(range(len(train))) - set(baseline_items(train, count)))
     return [others[n] for n in spread(most, len(others))]
 
 
-def read_items(generation: Generation, source: Source, indices: Sequence[int]) -> Iterator[Item]:
-    """Items as the run knows them, one by one: labels count its own classes, texts are cleaned. Broken ones, and those
-    that its tokenizer cannot take, are left out.
+def read_items(pipeline: Pipeline, source: Source, indices: Sequence[int]) -> Iterator[Item]:
+    """Items one by one. Broken ones, and those that the run's tokenizer or its kind of condition cannot take, such as
+    of a class that it does not know, are left out.
 
-    Raises UserError where none is left, and for a class that the run does not know."""
+    Raises UserError where none is left."""
     left, reason = 0, "none is there"
     for item in _read(source, indices):
         try:
             if isinstance(item, BrokenItem):
                 raise item
-            generation.tokenizer.spec_of(tuple(item.media.shape))
-            text = generation.conditions.clean(item.text)
+            pipeline.tokenizer.spec_of(tuple(item.media.shape))
+            pipeline.condition.read(item.entry)
         except (BrokenItem, UserError) as error:
             reason = str(error)
             continue
         left += 1
-        yield Item(media=item.media, label=_label(generation, source, item), text=text)
+        yield item
     if not left:
         raise UserError(f"no item of the corpus can be used to measure with: {reason}")
 
@@ -235,24 +241,9 @@ def _read(source: Source, indices: Sequence[int]) -> Iterator[Item | BrokenItem]
             yield error
 
 
-def _label(generation: Generation, source: Source, item: Item) -> int | None:
-    if item.label is None:
-        return None
-    name = source.classes[item.label]
-    if name not in generation.classes:
-        raise UserError(f"the corpus has a class {name!r} now, which this run was not trained on")
-    return generation.classes.index(name)
-
-
-def _labels(items: Sequence[Item]) -> list[int]:
-    return [item.label or 0 for item in items]
-
-
-def _request(generation: Generation, item: Item, seed: int, number: int) -> Request:
-    """For an item of the class or the text that a real one has."""
-    label = item.label if generation.recipe.condition.kind == "class" else None
-    text = item.text if generation.recipe.condition.kind == "text" else None
-    return Request(label=label, text=text, seed=(seed, number))
+def _request(pipeline: Pipeline, item: Item, seed: int, number: int) -> Request:
+    """For an item with the condition that a real one has."""
+    return Request(condition=pipeline.condition.request(item.entry), seed=(seed, number))
 
 
 def _part(progress: Progress | None, begin: int, items: int, total: int) -> Progress:

@@ -24,7 +24,7 @@ INSTALL = 'pip install "djepa-mm[evaluate]"'
 # --- scoring
 
 
-def normalise(text: str) -> str:
+def plain_words(text: str) -> str:
     """Lower-case words with one space between them; a hyphen parts words, an apostrophe within a word stays."""
     text = re.sub(r"[-–—/]", " ", text.lower().replace("’", "'"))
     text = re.sub(r"(?<!\w)'|'(?!\w)", "", re.sub(r"[^\w\s']|_", "", text))
@@ -34,7 +34,8 @@ def normalise(text: str) -> str:
 def word_error_rate(references: Sequence[str], heard: Sequence[str]) -> float:
     """Word edits over words: (substitutions + deletions + insertions) / words of the references.
 
-    Compares words as they are written: `normalise` both sides first. Raises UserError for references without a word.
+    Compares words as they are written: take `plain_words` of both sides first. Raises UserError for references without
+    a word.
     """
     words = sum(len(reference.split()) for reference in references)
     if not words:
@@ -65,7 +66,7 @@ def recogniser(name: str, texts: Sequence[str]) -> Recogniser:
     English; else a Whisper, as a folder or as its name on the hub. Raises UserError where it cannot be had.
     """
     if name == "grammar":
-        return GrammarRecogniser(sorted({word for text in texts for word in normalise(text).split()}))
+        return GrammarRecogniser(sorted({word for text in texts for word in plain_words(text).split()}))
     if name == "sentences":
         return SentenceRecogniser(texts)
     if name == "language-model":
@@ -125,10 +126,10 @@ class GrammarRecogniser(_Pocketsphinx):
 
 
 class SentenceRecogniser(_Pocketsphinx):
-    """pocketsphinx, listening for one of the given sentences, whole; it gives them normalised."""
+    """pocketsphinx, listening for one of the given sentences, whole; it gives them as plain words."""
 
     def __init__(self, sentences: Sequence[str]) -> None:
-        plain = sorted({normalise(sentence) for sentence in sentences} - {""})
+        plain = sorted({plain_words(sentence) for sentence in sentences} - {""})
         words = [word for sentence in plain for word in sentence.split()]
         # No second search: it would end amid a sentence now and then.
         super().__init__(" | ".join(plain), words, wip=1.0, bestpath=False)

@@ -17,12 +17,12 @@ from djepa_mm.evaluate.words import (
     LanguageModelRecogniser,
     SentenceRecogniser,
     WhisperRecogniser,
-    normalise,
+    plain_words,
     recogniser,
     word_error_rate,
     word_errors,
 )
-from djepa_mm.recipe.schema import load_recipe
+from djepa_mm.recipe.load import load_recipe
 from djepa_mm.speech.espeak import speak
 from djepa_mm.types import UserError
 
@@ -50,9 +50,9 @@ def spoken(text: str) -> Tensor:
         ("...!", ""),
     ],
 )
-def test_normalise(text: str, words: str) -> None:
-    assert normalise(text) == words
-    assert normalise(words) == words
+def test_plain_words(text: str, words: str) -> None:
+    assert plain_words(text) == words
+    assert plain_words(words) == words
 
 
 def test_word_error_rate() -> None:
@@ -77,7 +77,7 @@ def test_a_word_error_rate_needs_words_and_pairs() -> None:
 
 
 def test_a_grammar_is_heard_through_mel_and_griffin_lim() -> None:
-    """The floor under every word error rate that is reported for spoken digits."""
+    """The least of every word error rate that is reported for spoken digits."""
     texts = ["three one zero", "nine two seven four", "eight six five"]
     heard_by, mel = GrammarRecogniser(WORDS), load_recipe("spoken-digits").tokenizer.build()
     waves = [torch.from_numpy(samples).float() / 32768 for samples, _ in speak_digits(texts)]
@@ -91,13 +91,13 @@ def test_a_grammar_is_heard_through_mel_and_griffin_lim() -> None:
 def test_sentences_are_told_apart() -> None:
     heard_by = SentenceRecogniser(SENTENCES)
     for sentence in SENTENCES:
-        assert heard_by.hear(spoken(sentence), RATE_HZ) == normalise(sentence)
+        assert heard_by.hear(spoken(sentence), RATE_HZ) == plain_words(sentence)
 
 
 def test_the_language_model_hears_any_english() -> None:
     text = "I think that the weather is very good today."
     heard = LanguageModelRecogniser().hear(spoken(text), RATE_HZ)
-    assert word_error_rate([normalise(text)], [normalise(heard)]) < 0.5
+    assert word_error_rate([plain_words(text)], [plain_words(heard)]) < 0.5
     assert set(heard.split()) <= {*heard.lower().split()}
 
 
