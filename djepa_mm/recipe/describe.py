@@ -1,45 +1,44 @@
 """What a recipe builds, counted on the meta device: no memory, no corpus.
 
-B batch, N tokens, D model width, L condition tokens, P parameters.
+B batch, N tokens, C token channels, D model width, L condition tokens, S sequence.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import torch
 from rich.table import Table
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from djepa_mm.recipe.build import build_model, count_classes
-from djepa_mm.recipe.schema import Recipe, TextConditionConfig
-from djepa_mm.types import UserError
+from djepa_mm.core.djepa import Networks, Stack
+from djepa_mm.recipe.build import build_model
+from djepa_mm.recipe.schema import Recipe
+from djepa_mm.types import ConditionKind, UserError
 
 EXAMPLE_S = 5.0  # duration that stands for an item where items vary in length
-EXAMPLE_CHARACTERS = 75
 
 
 def describe(recipe: Recipe) -> Table:
     """Parameters by part, tokens, FLOPs and memory, as a table to print."""
-    tokenizer = recipe.tokenizer.build()
+    tokenizer, condition = recipe.tokenizer.build(), _condition(recipe)
     try:
         spec, item = tokenizer.spec_for(), "an item"
     except UserError:
         spec, item = tokenizer.spec_for(duration_s=EXAMPLE_S), f"an item of {EXAMPLE_S:g} s"
-    try:
-        classes = count_classes(recipe, None)
-    except UserError:
-        classes = len(recipe.data.build().classes)
     with torch.device("meta"):
-        online = build_model(recipe, tokenizer, classes).online
+        online = build_model(recipe, tokenizer, condition).online
 
     parts: dict[str, Iterable[nn.Parameter]] = {
         "context encoder, blocks": online.encoder.stack.transformer.blocks.parameters(),
         "predictor, blocks": online.predictor.stack.transformer.blocks.parameters(),
         "denoising MLP": online.head.parameters(),
         "projector of the prediction loss": online.projector.parameters(),
-        "condition": online.conditioner.parameters(),
+        "condition": online.embedder.parameters(),
     }
     counts = {name: sum(p.numel() for p in parameters) for name, parameters in parts.items()}
     total = sum(p.numel() for p in online.parameters())
@@ -51,60 +50,113 @@ def describe(recipe: Recipe) -> Table:
     table.add_row("parameters in all", f"{total:,}", end_section=True)
 
     t, h, w = spec.grid
-    text = isinstance(recipe.condition, TextConditionConfig)
-    condition = recipe.condition.buffer_tokens + (EXAMPLE_CHARACTERS if text else 0)
+    length = recipe.condition.buffer_tokens + condition.usual_length
     table.add_row(f"tokens in {item} (t × h × w)", f"{spec.num_tokens:,} ({t} × {h} × {w})")
     table.add_row("channels of a token", f"{tokenizer.token_dim:,}")
     numbers = spec.num_tokens * tokenizer.token_dim
     table.add_row("compression, numbers of the media for one of its tokens'", f"{math.prod(spec.shape) / numbers:.3g}")
-    table.add_row(
-        "condition tokens" + (f", text of {EXAMPLE_CHARACTERS}" if text else ""), f"{condition:,}", end_section=True
-    )
+    table.add_row("condition tokens of a usual item", f"{length:,}", end_section=True)
 
-    step, sample = flops(recipe, counts, spec.num_tokens, condition)
-    table.add_row("FLOPs to train on an item, once", _si(step, "FLOP"))
+    passes = Passes(online, tokenizer.token_dim, length)
+    table.add_row("FLOPs to train on an item, once", _si(train_flops(recipe, passes, spec.num_tokens), "FLOP"))
     table.add_row(
         f"FLOPs to sample an item (T {recipe.sample.steps}, head steps {recipe.head.steps}, "
         f"guidance {recipe.sample.guidance:g})",
-        _si(sample, "FLOP"),
+        _si(sample_flops(recipe, passes, spec.num_tokens), "FLOP"),
         end_section=True,
     )
     states = 4 * total  # bytes of one fp32 copy
     items = recipe.batch.size
     if recipe.batch.tokens is not None:
         items = max(1, min(items, recipe.batch.tokens // spec.num_tokens))
-    activations = items * activation_bytes(recipe, spec.num_tokens, condition)
+    activations = items * activation_bytes(recipe, spec.num_tokens, length)
     table.add_row("memory: weights, averages, gradients, AdamW", _si(5 * states, "B"))
     table.add_row(f"memory: activations, batch of {items} (estimate)", _si(activations, "B"))
     table.add_row("memory: weights to sample", _si(states, "B"))
     return table
 
 
-def flops(recipe: Recipe, counts: dict[str, int], num_tokens: int, condition: int) -> tuple[float, float]:
-    """(to train on one item, to sample one), 2 FLOPs a multiplication; attention counted, norms and biases not."""
-    encoder, predictor, head = (
-        counts[name] for name in ("context encoder, blocks", "predictor, blocks", "denoising MLP")
-    )
-    layers = 2 * recipe.model.size("depth") * recipe.model.size("width")  # times S² is QK and AV, a multiplication each
+def _condition(recipe: Recipe) -> ConditionKind[Any]:
+    """The kind of condition; it looks into the corpus only where the recipe does not say its size."""
+    condition = recipe.condition.build()
+    try:
+        with torch.device("meta"):
+            condition.module(recipe.model.size("width"))
+    except UserError:
+        condition.bind(recipe.data.build())
+    return condition
 
-    def transformer(parameters: int, tokens: float) -> float:
-        length = tokens + condition
-        return 2 * parameters * length + 2 * layers * length**2
 
+class Passes:
+    """FLOPs of forward passes on one item, which torch counts while the modules run on the meta device: products of
+    matrices and attention, 2 a multiplication; norms, biases and activations are not counted."""
+
+    def __init__(self, online: Networks, token_dim: int, condition: int) -> None:
+        """condition: L."""
+        self.online, self.token_dim, self.condition = online, token_dim, condition
+        self.width = online.predictor.input.in_features
+
+    def encoder(self, tokens: int) -> int:
+        """Of the context encoder on so many visible tokens."""
+        encoder = self.online.encoder
+        return _counted(encoder.input, (tokens, self.token_dim)) + self._blocks(encoder.stack, tokens)
+
+    def predictor(self, visible: int, tokens: int) -> int:
+        """Of the predictor on so many tokens, some of them visible."""
+        predictor = self.online.predictor
+        inputs = _counted(predictor.input, (self.condition + visible, self.width))
+        return inputs + self._blocks(predictor.stack, tokens)
+
+    def projector(self, tokens: int) -> int:
+        return _counted(self.online.projector, (tokens, self.width))
+
+    def head(self, tokens: int, times: int) -> int:
+        """Of the denoising MLP, once for each token; times: its noise levels, one for all of them or one each."""
+        mlp = self.online.head.get_submodule("mlp")
+        return _counted(mlp, (tokens, self.token_dim), (times,), (tokens, self.width))
+
+    def _blocks(self, stack: Stack, tokens: int) -> int:
+        """Of all blocks on so many tokens behind the condition. They are alike, and one of them runs."""
+        length = self.condition + tokens
+        rotary = None if stack.rotary is None else stack.rotary(torch.empty(1, length, 3, device="meta"))
+        blocks = stack.transformer.blocks
+        run = partial(blocks[0], condition_length=self.condition, mask=None, rotary=rotary)
+        return len(blocks) * _counted(run, (1, length, self.width))
+
+
+def _counted(run: Callable[..., Any], *shapes: tuple[int, ...]) -> int:
+    """FLOPs of a call with tensors of these shapes."""
+    inputs = [torch.empty(shape, device="meta") for shape in shapes]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run(*inputs)
+    return counter.get_total_flops()
+
+
+def train_flops(recipe: Recipe, passes: Passes, num_tokens: int) -> float:
+    """To train on one item: forward and twice that backward, and the target encoder forward."""
     share = (recipe.mask.low + recipe.mask.high) / 2  # masked; near enough for an estimate
-    predicted = min(num_tokens * share, recipe.mask.horizon or num_tokens)
-    everything = transformer(predictor, num_tokens)
-    visible = num_tokens * (1 - share)
-    seen = num_tokens if recipe.mask.horizon is None else visible + predicted
-    forward = transformer(encoder, visible) + transformer(predictor, seen) + 2 * head * predicted * recipe.head.repeats
-    train = 3 * forward + (transformer(encoder, seen) if recipe.loss.prediction else 0)
+    visible, predicted = round(num_tokens * (1 - share)), round(num_tokens * share)
+    seen = num_tokens
+    if recipe.mask.horizon is not None:
+        predicted = min(predicted, recipe.mask.horizon)
+        seen = visible + predicted
+    forward = passes.encoder(visible) + passes.predictor(visible, seen)
+    forward += passes.head(predicted, predicted) * recipe.head.repeats
+    target = 0
+    if recipe.loss.prediction:
+        forward += passes.projector(predicted)
+        target = passes.encoder(seen)
+    return 3 * forward + target
 
-    steps, passes = recipe.sample.steps, 2 if recipe.sample.guidance != 1 else 1
+
+def sample_flops(recipe: Recipe, passes: Passes, num_tokens: int) -> float:
+    """To sample one item."""
+    steps, guided = recipe.sample.steps, 2 if recipe.sample.guidance != 1 else 1
     evaluations = recipe.head.steps * (2 if recipe.head.solver == "heun" else 1)
     # the share known grows with the cosine schedule, from 0 to 1; on average 1 − 2/π of the tokens
-    sample = passes * steps * (transformer(encoder, num_tokens * (1 - 2 / torch.pi)) + everything)
-    sample += passes * 2 * head * num_tokens * evaluations
-    return train, sample
+    known = round(num_tokens * (1 - 2 / math.pi))
+    step = passes.encoder(known) + passes.predictor(known, num_tokens)
+    return guided * (steps * step + evaluations * passes.head(num_tokens, 1))
 
 
 def activation_bytes(recipe: Recipe, num_tokens: int, condition: int) -> float:
