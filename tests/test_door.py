@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from support import ROOT
+from torch import nn
 
 import djepa_mm
 from djepa_mm import Generated, Model, Results, UserError
@@ -28,6 +30,11 @@ FIGURES = {"step", "generation", "prediction", "gradient_norm", "lr", "steps_per
 
 
 def model(pipeline: Pipeline) -> Model:
+    """With some weight on the layers that begin at zero, so that what is asked for shows."""
+    torch.manual_seed(0)
+    for module in pipeline.model.averaged.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.normal_(module.weight, std=0.1)
     return Model(pipeline, Path("run"))
 
 
@@ -67,8 +74,7 @@ def test_every_name_is_there() -> None:
         djepa_mm.paint  # noqa: B018
 
 
-def test_what_it_does_is_said(painter: Pipeline) -> None:
-    """Every public method has its docstring, and what raises says so."""
+def test_every_method_says_what_it_does() -> None:
     for name, method in vars(Model).items():
         if callable(method) and not name.startswith("_"):
             assert method.__doc__, f"Model.{name}"
@@ -95,7 +101,7 @@ def test_items_come_class_by_class(painter: Pipeline) -> None:
     assert isinstance(items, Results)
     assert [item.title for item in items] == ["7", "7", "2", "2"]
     one = model(painter).generate(class_="7", count=1)
-    assert torch.equal(one[0].media, items[0].media), "what is generated beside it changes nothing"
+    torch.testing.assert_close(one[0].media, items[0].media)  # whatever is generated beside it
     assert [item.title for item in model(painter).generate()] == list("0123456789")
     assert len(model(painter).generate([{"class": "1"}, {"class": "2"}])) == 2
 
@@ -176,7 +182,7 @@ def test_an_item_is_saved_and_read_again(painter: Pipeline, speaker: Pipeline, t
     torch.testing.assert_close(model(painter).read(path), picture.media.clamp(-1, 1), rtol=0, atol=1.1 / 127.5)
     (sound,) = model(speaker).generate(text="one")
     read = model(speaker).read(str(sound.save(tmp_path / "one.wav")))
-    torch.testing.assert_close(read, sound.media.clamp(-1, 1), rtol=0, atol=1e-3)
+    torch.testing.assert_close(read, sound.media / sound.media.abs().max().clamp_min(1), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["seven.gif", "seven", "seven.wav", "seven.mp4"])
@@ -298,7 +304,8 @@ def test_features_are_the_target_encoders(painter: Pipeline) -> None:
     assert not features.requires_grad
     assert torch.equal(features, door.features(media, {"class": "7"}))
     assert not torch.equal(features, door.features(media.flip(-1), class_=7))
-    assert door.features(media).shape == (4, 32)
+    assert not torch.equal(features, door.features(media, class_=2))
+    assert door.features(media).shape == (4, 32)  # under the null condition
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -356,9 +363,7 @@ def test_a_thread_trains_and_another_stops_it(tmp_path: Path) -> None:
 
     def train(*, resume: bool) -> None:
         outcomes.append(
-            djepa_mm.train(
-                recipe, tmp_path, resume=resume, device="cpu", callbacks=[signal], stop=stop, progress=False
-            )
+            djepa_mm.train(recipe, tmp_path, resume=resume, device="cpu", callbacks=[signal], stop=stop, progress=False)
         )
 
     thread = threading.Thread(target=train, kwargs={"resume": False})
@@ -462,9 +467,14 @@ def test_devices(digits_run: Path) -> None:
             djepa_mm.load(digits_run, device="cuda")
 
 
-def test_a_run_is_measured(digits_run: Path) -> None:
+def test_a_run_is_measured(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from djepa_mm.evaluate import report
+
+    monkeypatch.setattr(report, "train_classifier", functools.partial(report.train_classifier, steps=20))  # quicker
     told: list[tuple[int, int]] = []
-    figures = djepa_mm.load(digits_run, device="cpu").evaluate(
+    with pytest.raises(UserError, match="holds nothing out"):
+        djepa_mm.load(digits_run).evaluate()
+    figures = djepa_mm.load(digits_run, {"data.split": "train"}, device="cpu").evaluate(
         count=20, guidance=1.5, progress=lambda done, total: told.append((done, total))
     )
     assert figures["recipe"] == "digits"

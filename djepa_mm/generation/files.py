@@ -76,7 +76,10 @@ def check_suffix(kind: Media, suffix: str, option: str) -> str:
 def write_results(items: Sequence[Generated], folder: Path, name: str, suffix: str | None = None) -> Iterator[Path]:
     """Write a file an item, named by number and title, then `sheet.png` and `index.html` of all.
 
-    suffix: one of the kind's; its first where none is given. Yields each path once it is there."""
+    suffix: one of the kind's; its first where none is given. Yields each path once it is there. Raises UserError for
+    another suffix, before anything is written."""
+    if suffix is not None and items:
+        check_suffix(items[0].kind, suffix, f"suffix {suffix}")
     folder.mkdir(parents=True, exist_ok=True)
     previews, figures = [item.preview() for item in items], []
     for n, item in enumerate(items):
