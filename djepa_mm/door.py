@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from djepa_mm.core.sampler import Sampler
@@ -27,6 +26,7 @@ from djepa_mm.generation.request import Request
 from djepa_mm.layout import EXTENSIONS
 from djepa_mm.recipe.load import Overrides, load_recipe
 from djepa_mm.recipe.schema import Recipe, schema_class
+from djepa_mm.runs.log import run_console
 from djepa_mm.training.callbacks import Callback
 from djepa_mm.training.djepa import train as train_djepa
 from djepa_mm.training.loop import Outcome
@@ -242,7 +242,7 @@ def train(
         resume=resume,
         start=None if start is None else Path(start),
         device=find_device(device),
-        console=Console(highlight=False, quiet=not progress),
+        console=run_console(quiet=not progress),
         callbacks=callbacks,
         stop=stop,
     )

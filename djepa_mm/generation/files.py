@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Generated:
     """One item: a picture (C, H, W), a clip (C, T, H, W) or a sound (samples,), in [-1, 1], on the CPU.
 
@@ -41,6 +41,9 @@ class Generated:
     def preview(self) -> Image.Image:
         """A picture to look at: itself, a contact sheet, a mel picture."""
         return self.kind.preview(self.media)
+
+    def __repr__(self) -> str:
+        return f"Generated({self.title!r}, {tuple(self.media.shape)})"
 
     def _repr_html_(self) -> str:
         with tempfile.TemporaryDirectory() as folder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -18,6 +19,14 @@ from rich.progress import (
 )
 
 Advance = Callable[..., None]
+
+
+def run_console(*, quiet: bool = False) -> Console:
+    """Where a run shows how it goes. A notebook without ipywidgets cannot show a live bar: it gets lines of text."""
+    console = Console(highlight=False, quiet=quiet)
+    if console.is_jupyter and find_spec("ipywidgets") is None:
+        return Console(highlight=False, quiet=quiet, force_jupyter=False, force_terminal=False)
+    return console
 
 
 @contextmanager
