@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from djepa_mm.errors import UserError
 
 if TYPE_CHECKING:
-    from djepa_mm.door import Model, Tokens, extend, load, recipe, train
+    from djepa_mm.door import Model, Tokens, extend, load, train
     from djepa_mm.generation.files import Generated, Results
+    from djepa_mm.recipe.load import load_recipe
     from djepa_mm.training.callbacks import Callback
     from djepa_mm.training.loop import Outcome
 
@@ -31,13 +32,14 @@ __all__ = [
     "UserError",
     "extend",
     "load",
-    "recipe",
+    "load_recipe",
     "train",
 ]
 
 _HOMES = {
-    **dict.fromkeys(("Model", "Tokens", "extend", "load", "recipe", "train"), "djepa_mm.door"),
+    **dict.fromkeys(("Model", "Tokens", "extend", "load", "train"), "djepa_mm.door"),
     **dict.fromkeys(("Generated", "Results"), "djepa_mm.generation.files"),
+    "load_recipe": "djepa_mm.recipe.load",
     "Callback": "djepa_mm.training.callbacks",
     "Outcome": "djepa_mm.training.loop",
 }

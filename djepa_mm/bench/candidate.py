@@ -70,7 +70,7 @@ def build_candidate(name: str, raw: Mapping[str, Any], origin: str) -> Candidate
 
 def _section() -> type[Config]:
     """A recipe's tokenizer section, alone."""
-    return create_model("Section", __base__=Config, tokenizer=(sections("djepa_mm.tokenizers", "kind"), ...))
+    return create_model("Section", __base__=Config, tokenizer=(sections("kind", "djepa_mm.tokenizers"), ...))
 
 
 def _kinds() -> dict[str, type[Config]]:

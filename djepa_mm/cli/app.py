@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Any
+from typing import TextIO
 
 import typer
 
@@ -46,7 +46,14 @@ def main() -> None:
         sys.exit(130)
 
 
-def _show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """A line on stderr for what the user should know; other warnings as Python writes them."""
-    text = f"djepa-mm: {message}\n" if category is Notice else warnings.formatwarning(message, category, *where[:2])
-    sys.stderr.write(text)
+    usual = warnings.formatwarning(message, category, filename, lineno, line)
+    sys.stderr.write(f"djepa-mm: {message}\n" if category is Notice else usual)

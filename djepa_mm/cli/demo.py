@@ -46,6 +46,7 @@ def make_demo(out: Path, *, minutes: float, device: str) -> Path:
 
     from djepa_mm import door
     from djepa_mm.media.page import page
+    from djepa_mm.recipe.load import load_recipe
 
     began = time.monotonic()
     sections = []
@@ -55,7 +56,7 @@ def make_demo(out: Path, *, minutes: float, device: str) -> Path:
             typer.echo(f"training {act.recipe}, about {minutes * act.share:.1f} minutes")
             changes = {"optim.minutes": minutes * act.share, "run.sample_every": None, "run.log_every": 50}
             resume = (run / "checkpoints").is_dir()
-            if not door.train(door.recipe(act.recipe, changes), run, resume=resume, device=device).finished:
+            if not door.train(load_recipe(act.recipe, changes), run, resume=resume, device=device).finished:
                 raise KeyboardInterrupt
         model = door.load(run, device=device)
         sections.append(_section(act, run, model.examples()))

@@ -16,7 +16,7 @@ app = typer.Typer(help="The recipes that come with the package, and the checking
 @app.command("list")
 def list_recipes() -> None:
     """Name and first line of every packaged recipe."""
-    from djepa_mm.recipe.schema import packaged_recipes
+    from djepa_mm.recipe.load import packaged_recipes
 
     for name, path in packaged_recipes().items():
         typer.echo(f"{name:<16} {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
@@ -29,7 +29,7 @@ def show_recipe(
     resolved: Annotated[bool, typer.Option("--resolved", help="With every default written out.")] = False,
 ) -> None:
     """Print a recipe."""
-    from djepa_mm.recipe.schema import dump_recipe, find_recipe, load_recipe
+    from djepa_mm.recipe.load import dump_recipe, find_recipe, load_recipe
 
     if resolved or set_:
         typer.echo(dump_recipe(load_recipe(recipe, set_ or [])), nl=False)
@@ -44,7 +44,7 @@ def copy_recipe(
     """Copy a packaged recipe, to change it."""
     import shutil
 
-    from djepa_mm.recipe.schema import find_recipe
+    from djepa_mm.recipe.load import find_recipe
 
     source = find_recipe(recipe)
     path = target / source.name if target.is_dir() else target
@@ -59,7 +59,7 @@ def copy_recipe(
 @app.command("validate")
 def validate_recipe(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Check a recipe without running it."""
-    from djepa_mm.recipe.schema import load_recipe
+    from djepa_mm.recipe.load import load_recipe
 
     typer.echo(f"{load_recipe(recipe, set_ or []).name}: valid")
 

@@ -29,7 +29,9 @@ def tokens(
     """The token bench: what tokenizers keep of files, in figures and side by side; saved tokens back to media."""
     import json
 
-    from djepa_mm.bench.bench import bench, decode_files, parse_tokenizer, report, save_all, table, write_comparisons
+    from djepa_mm.bench.candidate import parse_tokenizer
+    from djepa_mm.bench.measure import bench, report, table, write_comparisons
+    from djepa_mm.bench.saved import decode_files, save_all
     from djepa_mm.door import find_device
 
     folder = out or Path("tokens")

@@ -22,8 +22,8 @@ def train(
     device: DeviceOption = "auto",
 ) -> None:
     """Train a recipe: checkpoints, logs and sample sheets go into the run folder."""
-    from djepa_mm.door import recipe as load_recipe
     from djepa_mm.door import train as run
+    from djepa_mm.recipe.load import load_recipe
 
     outcome = run(load_recipe(recipe, set_ or []), out, resume=resume, start=from_, device=device)
     if outcome.finished:

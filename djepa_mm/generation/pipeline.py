@@ -17,7 +17,7 @@ from djepa_mm.core.types import TokenBatch
 from djepa_mm.generation.request import Job, Request
 from djepa_mm.precision import fast_bf16
 from djepa_mm.recipe.build import build_model, build_sampler
-from djepa_mm.recipe.load import load_recipe
+from djepa_mm.recipe.load import Overrides, load_recipe
 from djepa_mm.recipe.schema import Recipe
 from djepa_mm.types import ConditionKind, MediaSpec, Progress, Tokenizer
 from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_state, read_tensors
@@ -33,7 +33,7 @@ class Pipeline:
         self.sampler = build_sampler(recipe)
 
     @classmethod
-    def load(cls, run: Path, overrides: Sequence[str] = (), device: torch.device | str = "cpu") -> Pipeline:
+    def load(cls, run: Path, overrides: Overrides = (), device: torch.device | str = "cpu") -> Pipeline:
         """The newest checkpoint of a run folder, or the checkpoint folder itself.
 
         overrides: of keys of its recipe. Raises UserError where it is missing or damaged."""
@@ -210,5 +210,5 @@ def with_sampling(
     temperature: float | None = None,
 ) -> Sampler:
     """The sampler with those of the settings that are given."""
-    changes = {"ar_steps": ar_steps, "guidance": guidance, "temperature": temperature}
+    changes: dict[str, Any] = {"ar_steps": ar_steps, "guidance": guidance, "temperature": temperature}
     return replace(sampler, **{key: value for key, value in changes.items() if value is not None})

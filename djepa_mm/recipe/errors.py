@@ -10,6 +10,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from djepa_mm.layout import EXTENSIONS
+
 
 def yaml_problem(error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.MarkedYAMLError):
@@ -48,7 +50,10 @@ def problem(error: ErrorDetails, schema: type[BaseModel], origin: str, overridde
         given = error["ctx"].get("tag")
         near = difflib.get_close_matches(str(given), tags.replace("'", "").split(", "), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"{where}.{tag}: expected {tags or 'one'}, got {given!r}{hint}" if given else f"{where}.{tag}: required"
+        if given is None:
+            return f"{where}.{tag}: required"
+        own = "" if hint else f"; what is in a folder of your own is found by {EXTENSIONS}=FOLDER"
+        return f"{where}.{tag}: expected {tags or 'one'}, got {given!r}{hint or own}"
     if kind == "value_error":
         return f"{origin}: {error['ctx']['error']}"
     if kind == "literal_error":

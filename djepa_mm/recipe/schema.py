@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from djepa_mm.core.masking import Order, Schedule
 from djepa_mm.recipe.presets import PRESETS
-from djepa_mm.types import Config, Probability
+from djepa_mm.types import Config, Probability, UserError
 
 
 class ModelConfig(Config):
@@ -210,19 +210,29 @@ class Recipe(Config):
         return self
 
 
-def sections(package: str, tag: str) -> Any:
-    """Union of every Config in a package's modules that has a literal field `tag`."""
+def sections(tag: str, *packages: str) -> Any:
+    """Union of every Config in the packages' modules that has a literal field `tag`.
+
+    Raises UserError for a module that cannot be imported, such as one of the user's own."""
     found: list[type[Config]] = []
-    for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        module = importlib.import_module(f"{package}.{info.name}")
-        for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, Config) and value.__module__ == module.__name__:
-                field = value.model_fields.get(tag)
-                if field is not None and get_origin(field.annotation) is Literal:
-                    found.append(value)
+    for package in packages:
+        for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+            try:
+                module = importlib.import_module(f"{package}.{info.name}")
+            except Exception as error:  # a file of the user's own may do anything
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise UserError(f"{info.name}.py, a part of {package}, cannot be imported: {reason}") from error
+            for value in vars(module).values():
+                if isinstance(value, type) and issubclass(value, Config) and value.__module__ == module.__name__:
+                    field = value.model_fields.get(tag)
+                    if field is not None and get_origin(field.annotation) is Literal:
+                        found.append(value)
     if len(found) == 1:
         return found[0]
     return Annotated[Union[tuple(found)], Field(discriminator=tag)]  # noqa: UP007
+
+
+SOURCES = ("djepa_mm.data.sources", "djepa_mm.tokenizers")  # a modality's file may hold the source of its corpora
 
 
 @cache
@@ -232,7 +242,7 @@ def schema_class() -> type[Recipe]:
         "Recipe",
         __base__=Recipe,
         __doc__=Recipe.__doc__,
-        data=(sections("djepa_mm.data.sources", "source"), ...),
-        tokenizer=(sections("djepa_mm.tokenizers", "kind"), ...),
-        condition=(sections("djepa_mm.conditions", "kind"), ...),
+        data=(sections("source", *SOURCES), ...),
+        tokenizer=(sections("kind", "djepa_mm.tokenizers"), ...),
+        condition=(sections("kind", "djepa_mm.conditions"), ...),
     )

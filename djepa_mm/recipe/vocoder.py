@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, create_model, model_validator
 
 from djepa_mm.recipe.load import Overrides, load_as
-from djepa_mm.recipe.schema import OptimConfig, sections
+from djepa_mm.recipe.schema import SOURCES, OptimConfig, sections
 from djepa_mm.speech.vocoders.fourier import FourierSize
 from djepa_mm.types import Config, Probability
 
@@ -80,7 +80,7 @@ def vocoder_schema() -> type[VocoderRecipe]:
         "VocoderRecipe",
         __base__=VocoderRecipe,
         __doc__=VocoderRecipe.__doc__,
-        data=(sections("djepa_mm.data.sources", "source"), ...),
+        data=(sections("source", *SOURCES), ...),
     )
 
 

@@ -73,8 +73,10 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def _sync(path: Path) -> None:
-    """Have the file or folder on the disk before the rename that makes it count."""
-    handle = os.open(path, os.O_RDONLY)
+    """Have the file or folder on the disk before the rename that makes it count. Windows cannot open folders."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

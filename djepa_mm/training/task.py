@@ -45,11 +45,17 @@ class Report:
 class RunSettings(Protocol):
     """How often a run writes what: a recipe's `run` section."""
 
-    seed: int
-    log_every: int
-    sample_every: int | None
-    save_every: int
-    keep: int
+    @property
+    def log_every(self) -> int: ...
+
+    @property
+    def sample_every(self) -> int | None: ...
+
+    @property
+    def save_every(self) -> int: ...
+
+    @property
+    def keep(self) -> int: ...
 
 
 class Task(Protocol):
@@ -58,12 +64,24 @@ class Task(Protocol):
     The loop draws batches, has each learned from, moves the averages, writes the log and the checkpoints.
     """
 
-    recipe: Config
-    optim: OptimConfig
-    settings: RunSettings
-    groups: Mapping[str, Group]
-    online: nn.Module  # the network whose average is kept, in `state.averaged`
     state: TrainState
+
+    @property
+    def recipe(self) -> Config: ...
+
+    @property
+    def optim(self) -> OptimConfig: ...
+
+    @property
+    def settings(self) -> RunSettings: ...
+
+    @property
+    def groups(self) -> Mapping[str, Group]: ...
+
+    @property
+    def online(self) -> nn.Module:
+        """The network whose average is kept, in `state.averaged`."""
+        ...
 
     def begin(self, progress: Progress) -> None:
         """What a fresh run learns from its corpus before the first step; a resumed one has it in its checkpoint."""

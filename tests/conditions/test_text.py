@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from djepa_mm.conditions.text import FINAL, Pace, TextLayout, Vocabulary, text_condition
+from djepa_mm.conditions.pace import FINAL, Pace
+from djepa_mm.conditions.text import TextLayout, text_condition
+from djepa_mm.conditions.vocabulary import Vocabulary
 from djepa_mm.speech.espeak import PHONEMES
 from djepa_mm.types import UserError
 
@@ -32,7 +34,7 @@ def test_paced_positions_scale_with_the_media() -> None:
 def test_texts_are_padded() -> None:
     condition = text_condition([torch.tensor([3]), torch.tensor([1, 2, 0])], [4, 4], "paced", PACE)
     assert condition.valid.tolist() == [[True, False, False], [True, True, True]]
-    assert condition.ids.tolist() == [[3, 0, 0], [1, 2, 0]]
+    assert condition.values.tolist() == [[3, 0, 0], [1, 2, 0]]
 
 
 def test_a_text_of_symbols_that_take_no_time_is_laid_evenly() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -27,7 +29,9 @@ def alone(batch: TokenBatch, n: int) -> TokenBatch:
         positions=batch.positions[n : n + 1, :count],
         valid=batch.valid[n : n + 1, :count],
         condition=Condition(
-            values=c.values[n : n + 1, :length], valid=c.valid[n : n + 1, :length], positions=c.positions[n : n + 1, :length]
+            values=c.values[n : n + 1, :length],
+            valid=c.valid[n : n + 1, :length],
+            positions=c.positions[n : n + 1, :length],
         ),
     )
 
@@ -199,3 +203,20 @@ def test_a_horizon_makes_training_and_sampling_see_the_same(picture_model: Build
     sampled = model.features(b.tokens, b.positions, mask.visible, there, b.condition)
     torch.testing.assert_close(trained[trimmed.masked], sampled[mask.masked], rtol=1e-4, atol=1e-5)
     assert torch.isfinite(model(picture_batch, rng()).total)
+
+
+def test_a_wrapper_trains_the_model(picture_model: Build, picture_batch: TokenBatch, tmp_path: Path) -> None:
+    """DistributedDataParallel, in a group of one, calls `forward` and gives the same gradients."""
+    plain = picture_model()
+    wrapped = copy.deepcopy(plain)
+    plain(picture_batch, rng()).total.backward()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        losses = torch.nn.parallel.DistributedDataParallel(wrapped)(picture_batch, rng())
+        losses.total.backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for ours, theirs in zip(plain.online.parameters(), wrapped.online.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None)
+        if ours.grad is not None and theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad)

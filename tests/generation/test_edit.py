@@ -22,7 +22,7 @@ def clip(samples: int = 20 * TOKEN) -> torch.Tensor:
 
 
 def cut(speaker: Pipeline, media: torch.Tensor, **options: Any) -> Edit:
-    return replace_span(speaker, media, Request(text="one"), **options)
+    return replace_span(speaker, media, Request(condition={"text": "one"}), **options)
 
 
 def seconds(tokens: float) -> float:
@@ -64,7 +64,7 @@ def test_given_tokens_reach_the_sampler_as_they_are(speaker: Pipeline) -> None:
     assert edit.job.tokens is not None
     assert edit.job.known is not None
     assert torch.equal(edit.job.tokens[edit.job.known], torch.cat([tokens[:4], tokens[6:]]))
-    sampled = speaker._sample([edit.job], speaker.sampler, lambda *_: None)[0]
+    sampled = speaker._tokens([edit.job], speaker.sampler, lambda *_: None)[0]
     assert torch.equal(sampled[edit.job.known], edit.job.tokens[edit.job.known])
 
 
@@ -85,7 +85,7 @@ def test_joins_do_not_click(speaker: Pipeline) -> None:
     original, new = clip(), -clip()
     kept = torch.ones(len(original), dtype=torch.bool)
     kept[4000:9000] = False
-    blended = speaker.tokenizer.blend(original, new, kept)
+    blended = speaker.tokenizer.media.blend(original, new, kept)
     assert torch.equal(blended[kept], original[kept])
     assert torch.equal(blended[4300:8700], new[4300:8700])
     share = (blended - original) / (new - original)
@@ -96,7 +96,7 @@ def test_joins_do_not_click(speaker: Pipeline) -> None:
 
 def test_parts_are_joined_with_a_pause_and_without_a_step(speaker: Pipeline) -> None:
     parts = [torch.full((5000,), 0.5), torch.full((4000,), -0.5)]
-    joined = speaker.tokenizer.join(parts)
+    joined = speaker.tokenizer.media.join(parts)
     assert len(joined) > 9000
     assert joined.diff().abs().max() < 0.01
     assert joined[0] == 0.5
@@ -125,7 +125,7 @@ def test_in_painting_changes_what_is_masked_alone(painter: Pipeline) -> None:
     picture = torch.rand(1, 8, 8) * 2 - 1
     mask = torch.zeros(8, 8, dtype=torch.bool)
     mask[1:3, 5:8] = True
-    edit = in_paint(painter, picture, Request(label=3), mask)
+    edit = in_paint(painter, picture, Request(condition={"class": 3}), mask)
     patch = painter.tokenizer.span[1]
     assert edit.job.known is not None
     touched = {(row // patch, column // patch) for row, column in mask.nonzero().tolist()}
@@ -138,24 +138,24 @@ def test_in_painting_changes_what_is_masked_alone(painter: Pipeline) -> None:
 def test_masks_and_spans_that_make_no_sense(painter: Pipeline, speaker: Pipeline) -> None:
     picture = torch.zeros(1, 8, 8)
     with pytest.raises(UserError, match="nothing is white"):
-        in_paint(painter, picture, Request(label=3), torch.zeros(8, 8, dtype=torch.bool))
+        in_paint(painter, picture, Request(condition={"class": 3}), torch.zeros(8, 8, dtype=torch.bool))
     with pytest.raises(UserError, match="the picture"):
-        in_paint(painter, picture, Request(label=3), torch.ones(9, 8, dtype=torch.bool))
+        in_paint(painter, picture, Request(condition={"class": 3}), torch.ones(9, 8, dtype=torch.bool))
     with pytest.raises(UserError, match="not pictures"):
-        in_paint(speaker, clip(), Request(text="one"), torch.ones(8, 8, dtype=torch.bool))
+        in_paint(speaker, clip(), Request(condition={"text": "one"}), torch.ones(8, 8, dtype=torch.bool))
     with pytest.raises(UserError, match="have no time"):
-        replace_span(painter, picture, Request(label=3), start_s=0.1)
+        replace_span(painter, picture, Request(condition={"class": 3}), start_s=0.1)
     with pytest.raises(UserError, match="one by one"):
-        painter.tokenizer.join([picture, picture])
+        painter.tokenizer.media.join([picture, picture])
 
 
 def test_files_that_cannot_be_edited(speaker: Pipeline, painter: Pipeline, tmp_path: Path) -> None:
     path = tmp_path / "text.wav"
     path.write_text("no sound")
     with pytest.raises(UserError, match="not readable as sound"):
-        speaker.tokenizer.load(path)
+        speaker.tokenizer.media.load(path)
     with pytest.raises(UserError, match="not readable as a picture"):
-        painter.tokenizer.load(path)
+        painter.tokenizer.media.load(path)
 
 
 # --- clips
@@ -169,7 +169,7 @@ def film(frames: int = 8) -> torch.Tensor:
 def test_given_frames_come_back_and_the_others_are_generated(filmer: Pipeline, first: int, last: int) -> None:
     media = film()
     ends = {"first": media[:, :first] if first else None, "last": media[:, 8 - last :] if last else None}
-    edit = given_frames(filmer, Request(label=3), **ends)
+    edit = given_frames(filmer, Request(condition={"class": 3}), **ends)
     assert edit.job.tokens is not None
     assert edit.job.known is not None
     given = torch.tensor([n < first or n >= 8 - last for n in range(8)])
@@ -178,13 +178,13 @@ def test_given_frames_come_back_and_the_others_are_generated(filmer: Pipeline, f
     (clip,) = run_edits(filmer, [edit])
     assert torch.equal(clip[:, given], media[:, given])
     assert (clip[:, ~given] != media[:, ~given]).float().mean() > 0.9
-    other = given_frames(filmer, Request(label=3, seed=(1,)), **ends)
+    other = given_frames(filmer, Request(condition={"class": 3}, seed=(1,)), **ends)
     assert not torch.equal(run_edits(filmer, [other])[0], clip)
 
 
 def test_between_given_frames_the_nearest_is_held(filmer: Pipeline) -> None:
     media = film()
-    held = given_frames(filmer, Request(label=3), first=media[:, :2], last=media[:, 6:]).original
+    held = given_frames(filmer, Request(condition={"class": 3}), first=media[:, :2], last=media[:, 6:]).original
     assert torch.equal(held, media[:, [0, 1, 1, 1, 6, 6, 6, 7]])
 
 
@@ -201,17 +201,15 @@ def test_between_given_frames_the_nearest_is_held(filmer: Pipeline) -> None:
 def test_frames_that_cannot_be_given(filmer: Pipeline, first: int, last: int, message: str) -> None:
     ends = {"first": film(first) if first else None, "last": film(last) if last else None}
     with pytest.raises(UserError, match=message):
-        given_frames(filmer, Request(label=3), **ends)
+        given_frames(filmer, Request(condition={"class": 3}), **ends)
 
 
-def test_frames_of_another_size_or_for_other_models(
-    filmer: Pipeline, painter: Pipeline, speaker: Pipeline
-) -> None:
+def test_frames_of_another_size_or_for_other_models(filmer: Pipeline, painter: Pipeline, speaker: Pipeline) -> None:
     with pytest.raises(UserError, match="12×16 pixels in 3 channels, this model takes 16×16 in 3"):
-        given_frames(filmer, Request(label=3), first=film(2)[..., :12])
+        given_frames(filmer, Request(condition={"class": 3}), first=film(2)[..., :12])
     with pytest.raises(UserError, match="16×16 pixels in 1 channels, this model takes 16×16 in 3"):
-        given_frames(filmer, Request(label=3), last=film(2)[:1])
-    for other, request in ((painter, Request(label=3)), (speaker, Request(text="one"))):
+        given_frames(filmer, Request(condition={"class": 3}), last=film(2)[:1])
+    for other, request in ((painter, Request(condition={"class": 3})), (speaker, Request(condition={"text": "one"}))):
         with pytest.raises(UserError, match="for models of clips"):
             given_frames(other, request, first=film(2))
 
@@ -221,7 +219,7 @@ def test_the_first_latent_of_a_causal_vae_is_one_frame(latent_filmer: Pipeline) 
     whole = latent_filmer.tokenizer.encode(media[None])[0]
     for first, last, known in ((1, 0, [0]), (5, 0, [0, 1]), (0, 4, [2]), (1, 4, [0, 2])):
         ends = {"first": media[:, :first] if first else None, "last": media[:, 9 - last :] if last else None}
-        edit = given_frames(latent_filmer, Request(label=3), **ends)
+        edit = given_frames(latent_filmer, Request(condition={"class": 3}), **ends)
         assert edit.job.tokens is not None
         assert edit.job.known is not None
         assert edit.job.known.reshape(3, 4).all(1).nonzero()[:, 0].tolist() == known
@@ -232,16 +230,16 @@ def test_the_first_latent_of_a_causal_vae_is_one_frame(latent_filmer: Pipeline) 
         assert torch.equal(clip[:, edit.kept[:, 0, 0]], media[:, edit.kept[:, 0, 0]])
         assert edit.kept[:, 0, 0].sum() == first + last
     with pytest.raises(UserError, match="first 4 frames do not fill whole tokens of 4: give 1 or 5"):
-        given_frames(latent_filmer, Request(label=3), first=media[:, :4])
+        given_frames(latent_filmer, Request(condition={"class": 3}), first=media[:, :4])
     mask = torch.zeros(9, 16, 16, dtype=torch.bool)
     mask[1] = True
-    touched = in_paint(latent_filmer, media, Request(label=3), mask).job.known
+    touched = in_paint(latent_filmer, media, Request(condition={"class": 3}), mask).job.known
     assert touched is not None
     assert (~touched).reshape(3, 4).any(1).tolist() == [False, True, False]
 
 
 def test_a_mask_holds_for_all_frames_or_between_two_times(filmer: Pipeline) -> None:
-    media, request = film(), Request(label=3)
+    media, request = film(), Request(condition={"class": 3})
     mask = torch.zeros(16, 16, dtype=torch.bool)
     mask[1:3, 5:8] = True
     for times, frames in (
@@ -265,20 +263,22 @@ def test_a_mask_in_space_and_time(filmer: Pipeline) -> None:
     media = film()
     mask = torch.zeros(8, 16, 16, dtype=torch.bool)
     mask[1, :4, :4] = mask[6, 9:, 9:] = True
-    (painted,) = run_edits(filmer, [in_paint(filmer, media, Request(label=3), mask)])
+    (painted,) = run_edits(filmer, [in_paint(filmer, media, Request(condition={"class": 3}), mask)])
     assert torch.equal(painted[:, ~mask], media[:, ~mask])
     assert (painted[:, mask] != media[:, mask]).float().mean() > 0.9
 
 
 def test_a_span_of_a_clip_is_replaced_and_its_length_stays(filmer: Pipeline) -> None:
     media = film()
-    (edited,) = run_edits(filmer, [replace_span(filmer, media, Request(label=3), start_s=0.3, stop_s=0.5)])
+    (edited,) = run_edits(
+        filmer, [replace_span(filmer, media, Request(condition={"class": 3}), start_s=0.3, stop_s=0.5)]
+    )
     changed = (edited != media).any(0).flatten(1).any(1)
     assert changed.tolist() == [n in (3, 4) for n in range(8)]
 
 
 def test_masks_and_spans_of_clips_that_make_no_sense(filmer: Pipeline, painter: Pipeline) -> None:
-    media, request, mask = film(), Request(label=3), torch.ones(16, 16, dtype=torch.bool)
+    media, request, mask = film(), Request(condition={"class": 3}), torch.ones(16, 16, dtype=torch.bool)
     for wrong in (torch.ones(15, 16), torch.ones(7, 16, 16), torch.ones(1, 16, 16)):
         with pytest.raises(UserError, match="the clip, with its frames first"):
             in_paint(filmer, media, request, wrong.bool())

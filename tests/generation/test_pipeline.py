@@ -8,57 +8,87 @@ import pytest
 import torch
 from PIL import Image
 
-from djepa_mm.generation.pipeline import SLACK, Pipeline, Job, Request, write_media
+from djepa_mm.conditions.text import SLACK
+from djepa_mm.conditions.vocabulary import Vocabulary
+from djepa_mm.errors import Notice
+from djepa_mm.generation.files import Generated, write_results
+from djepa_mm.generation.pipeline import Pipeline
+from djepa_mm.generation.request import Job, Request
 from djepa_mm.types import UserError
 
 THREE = "one two three. four five six! seven"
 
 
+def jobs(speaker: Pipeline, text: str, **options: float) -> list[Job]:
+    duration_s = options.pop("duration_s", None)
+    (prepared,) = speaker.prepare([Request(condition={"text": text, **options}, duration_s=duration_s, seed=(5,))])
+    return prepared
+
+
 def test_a_text_is_cut_at_its_sentences(speaker: Pipeline) -> None:
-    parts = speaker.parts(Request(text=THREE, seed=(5,)))
-    assert [part.text for part in parts] == ["one two three.", "four five six!", "seven"]
+    parts = jobs(speaker, THREE)
+    assert [part.value.text for part in parts] == ["one two three.", "four five six!", "seven"]
     assert len({part.seed for part in parts}) == 3
 
 
 def test_three_minutes_of_text_come_in_parts_that_fit(speaker: Pipeline) -> None:
     text = "one two three four five six seven eight nine zero " * 100
-    parts = speaker.parts(Request(text=text))
-    assert " ".join(part.text or "" for part in parts).split() == text.split()
-    assert all((speaker.expected_tokens(part) or 0) <= SLACK * 60 for part in parts)
+    parts = jobs(speaker, text)
+    assert " ".join(part.value.text for part in parts).split() == text.split()
+    assert all((speaker.condition.length(part.value) or 0) <= SLACK * 60 for part in parts)
     assert len(parts) < 150
 
 
+def test_no_text_is_encoded_twice(speaker: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a request to its sound, and over all parts that a long text was tried in."""
+    seen: list[str] = []
+    encode = Vocabulary.encode
+    monkeypatch.setattr(Vocabulary, "encode", lambda self, text: seen.append(text) or encode(self, text))
+    for text, part in ((THREE, "four five six!"), ("one two three four " * 12, "four one")):
+        seen.clear()
+        speaker([Request(condition={"text": text})])
+        assert part in seen
+        assert len(seen) == len(set(seen))
+
+
 def test_a_given_duration_is_shared_out(speaker: Pipeline) -> None:
-    parts = speaker.parts(Request(text=THREE, duration_s=9.0))
-    lengths = [part.duration_s or 0 for part in parts]
-    assert sum(lengths) == pytest.approx(9)
+    lengths = [part.spec.shape[0] / 22050 for part in jobs(speaker, THREE, duration_s=9.0)]
+    assert sum(lengths) == pytest.approx(9, abs=0.01)
     assert lengths[0] == pytest.approx(lengths[1], rel=0.1)
     assert lengths[2] < lengths[0]
 
 
 def test_parts_are_joined(speaker: Pipeline) -> None:
-    whole = speaker([Request(text="one two. three.")])[0]
-    requests = speaker.parts(Request(text="one two. three."))
-    parts = speaker.sample([Job(request=part, spec=speaker.spec(part)) for part in requests])
+    whole = speaker([Request(condition={"text": "one two. three."})])[0]
+    parts = speaker.run_jobs(jobs(speaker, "one two. three."))
+    assert len(parts) == 2
     assert len(whole) == pytest.approx(sum(len(part) for part in parts) + 0.15 * 22050, abs=2)
 
 
 def test_the_rate_changes_the_length(speaker: Pipeline) -> None:
-    slow, plain, quick = (speaker.spec(Request(text="one two", rate=r)).num_tokens for r in (0.5, 1.0, 2.0))
+    slow, plain, quick = (jobs(speaker, "one two", rate=r)[0].spec.num_tokens for r in (0.5, 1.0, 2.0))
     assert (slow, plain, quick) == (74, 37, 18)
     with pytest.raises(UserError, match="out of range"):
-        speaker.check(Request(text="one", rate=0.0))
+        jobs(speaker, "one", rate=0.0)
 
 
 def test_a_word_that_is_too_long_is_named(speaker: Pipeline) -> None:
     with pytest.raises(UserError, match="nineoneoneone"):
-        speaker.check(Request(text="one nine" + "one" * 40))
+        jobs(speaker, "one nine" + "one" * 40)
+
+
+def test_unknown_characters_are_refused_or_left_out_with_a_notice(speaker: Pipeline) -> None:
+    with pytest.raises(UserError, match="☃"):
+        jobs(speaker, "one ☃ two")
+    with pytest.warns(Notice, match="☃"):
+        (prepared,) = speaker.prepare([Request(condition={"text": "one ☃ two", "unknown": "drop"})])
+    assert prepared[0].value.text == "one two"
 
 
 def test_samples_in_bf16_are_near_those_in_fp32(painter: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     for parameter in painter.model.averaged.parameters():  # an untrained head gives nothing but zeros
         torch.nn.init.normal_(parameter, std=0.05)
-    requests = [Request(label=n, seed=(n,)) for n in range(10)]
+    requests = [Request(condition={"class": n}, seed=(n,)) for n in range(10)]
     media = []
     for fast in (True, False):
         monkeypatch.setattr("djepa_mm.generation.pipeline.fast_bf16", lambda _, fast=fast: fast)
@@ -68,10 +98,16 @@ def test_samples_in_bf16_are_near_those_in_fp32(painter: Pipeline, monkeypatch: 
     assert media[0].dtype == torch.float32
 
 
+def results(pipeline: Pipeline, requests: list[Request]) -> list[Generated]:
+    titles = [pipeline.condition.title(request.condition) for request in requests]
+    pairs = zip(pipeline(requests), titles, strict=True)
+    return [Generated(media=media, title=title, kind=pipeline.tokenizer.media) for media, title in pairs]
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
 def test_animations_have_every_frame_and_move_on_the_page(filmer: Pipeline, suffix: str, tmp_path: Path) -> None:
-    requests = [Request(label=3), Request(label=5)]
-    paths = list(write_media(filmer, requests, filmer(requests), tmp_path, suffix))
+    requests = [Request(condition={"class": 3}), Request(condition={"class": 5})]
+    paths = list(write_results(results(filmer, requests), tmp_path, "clips", suffix))
     assert [path.name for path in paths] == [f"0000-3{suffix}", f"0001-5{suffix}", "sheet.png", "index.html"]
     for path in paths[:2]:
         with Image.open(path) as animation:
@@ -85,14 +121,14 @@ def test_clips_and_sounds_are_played_and_still_pictures_shown_once(
     filmer: Pipeline, speaker: Pipeline, painter: Pipeline, tmp_path: Path
 ) -> None:
     for model, request, suffix, player in (
-        (filmer, Request(label=3), None, '<video controls loop muted src="data:video/mp4;'),
-        (speaker, Request(text="one"), None, '<audio controls src="data:audio/wav;'),
-        (speaker, Request(text="one"), ".flac", '<audio controls src="data:audio/flac;'),
-        (painter, Request(label=3), ".webp", "<img"),
-        (painter, Request(label=3), ".jpg", "<img"),
+        (filmer, Request(condition={"class": 3}), None, '<video controls loop muted src="data:video/mp4;'),
+        (speaker, Request(condition={"text": "one"}), None, '<audio controls src="data:audio/wav;'),
+        (speaker, Request(condition={"text": "one"}), ".flac", '<audio controls src="data:audio/flac;'),
+        (painter, Request(condition={"class": 3}), ".webp", "<img"),
+        (painter, Request(condition={"class": 3}), ".jpg", "<img"),
     ):
-        paths = list(write_media(model, [request], model([request]), tmp_path, suffix))
-        assert paths[0].suffix == (suffix or model.tokenizer.suffix)
+        paths = list(write_results(results(model, [request]), tmp_path, "items", suffix))
+        assert paths[0].suffix == (suffix or model.tokenizer.media.suffixes[0])
         shown = paths[-1].read_text()
         assert shown.count(player) == 1
         assert shown.count("<img") == 1

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT
+from support import ROOT, ten_classes
 
-from djepa_mm.recipe.build import build_model, build_sampler, count_classes
+from djepa_mm.recipe.build import build_model, build_sampler
 from djepa_mm.recipe.load import dump_recipe, find_recipe, load_recipe, packaged_recipes
 from djepa_mm.recipe.schema import schema_class
 from djepa_mm.types import UserError
@@ -20,9 +20,9 @@ def test_every_recipe_loads_and_builds(name: str) -> None:
     assert recipe.name == name
     tokenizer = recipe.tokenizer.build()
     with torch.device("meta"):
-        model = build_model(recipe, tokenizer, 10)
+        model = build_model(recipe, tokenizer, ten_classes(recipe))
     assert sum(p.numel() for p in model.online.parameters()) > 1e6
-    assert build_sampler(recipe).steps == recipe.sample.steps
+    assert build_sampler(recipe).ar_steps == recipe.sample.steps
 
 
 def test_the_recipes_that_the_readme_names_are_there() -> None:
@@ -53,7 +53,7 @@ def test_names_and_repository_paths_find_the_packaged_recipe(tmp_path: Path, mon
 def test_sizes_are_the_papers(name: str, encoder: int, mlp: int, total: float | None) -> None:
     recipe = load_recipe(name)
     with torch.device("meta"):
-        online = build_model(recipe, recipe.tokenizer.build(), count_classes(recipe, None)).online
+        online = build_model(recipe, recipe.tokenizer.build(), recipe.condition.build()).online
 
     def count(module: torch.nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
@@ -166,7 +166,7 @@ def test_impossible_combinations() -> None:
         load_recipe("spoken-digits", ["model.positions=learned"])
     with pytest.raises(UserError, match=r"mask\.start 0\.5 needs mask\.horizon"):
         load_recipe("digits", ["mask.start=0.5"])
-    with pytest.raises(UserError, match="time axis"):
+    with pytest.raises(UserError, match="lies on the axis t"):
         load_recipe("spoken-digits", ["model.axes=[h, w]"])
 
 

@@ -16,9 +16,12 @@ from djepa_mm.generation.request import Request
 from djepa_mm.media.clips import write_clip
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.recipe.schema import Recipe
-from djepa_mm.weights import checkpoints, find_checkpoint, read_tensors
-from djepa_mm.training.loop import Trainer, build_optimizers, learning_rate, train
+from djepa_mm.runs.checkpoint import differences
+from djepa_mm.training.djepa import DJEPATask, train
+from djepa_mm.training.loop import Trainer
+from djepa_mm.training.optimizers import build_optimizers, learning_rate
 from djepa_mm.types import UserError
+from djepa_mm.weights import checkpoints, find_checkpoint, read_tensors
 
 SMALL = [
     "model.width=32", "model.depth=1", "model.heads=2", "model.dropout=0.1", "head.width=32", "head.blocks=1",
@@ -36,6 +39,11 @@ def small(name: str, *overrides: str) -> Recipe:
 def run(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
     train(recipe, out, resume=resume, device=CPU, console=QUIET)
     return out
+
+
+def trainer(recipe: Recipe, out: Path) -> tuple[Trainer, DJEPATask]:
+    task = DJEPATask(recipe, device=CPU)
+    return Trainer(task, out), task
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -57,8 +65,8 @@ def test_a_corpus_of_classes_trains_without_them(tmp_path: Path) -> None:
     recipe = small("digits", "condition={kind: none}", "sample.guidance=1", "optim.steps=1")
     out = tmp_path / "run"
     train(recipe, out, resume=False, device=CPU, console=QUIET)
-    generation = Pipeline.load(out)
-    assert len(generation(generation.requests([], [], count=2))) == 2
+    pipeline = Pipeline.load(out)
+    assert len(pipeline(pipeline.requests(count=2))) == 2
 
 
 def test_clips_of_many_lengths_and_sizes_in_one_batch(tmp_path: Path) -> None:
@@ -72,19 +80,16 @@ def test_clips_of_many_lengths_and_sizes_in_one_batch(tmp_path: Path) -> None:
         "batch.workers=0", "batch.size=4", "sample.steps=3",
     ]  # fmt: skip
     recipe = small("clips", *overrides)
-    trainer = Trainer(recipe, tmp_path / "run", resume=False, device=CPU, console=QUIET)
-    assert sorted(spec.grid for spec in trainer.corpus.specs.values()) == [(2, 2, 2), (3, 4, 2), (4, 2, 3), (6, 1, 1)]
-    batch, _ = next(trainer.corpus.batches(trainer.place))
+    run_, task = trainer(recipe, tmp_path / "run")
+    assert sorted(spec.grid for spec in task.corpus.specs.values()) == [(2, 2, 2), (3, 4, 2), (4, 2, 3), (6, 1, 1)]
+    batch, _ = next(task.corpus.batches(task.state.cursor))
     assert sorted(batch.valid.sum(1).tolist()) == [6, 8, 24, 24]
-    trainer.run()
-    generation = Pipeline.load(tmp_path / "run")
-    (clip,) = generation(generation.requests(["class1"], [], duration_s=1.0))
+    run_.run()
+    pipeline = Pipeline.load(tmp_path / "run")
+    (clip,) = pipeline(pipeline.requests([{"class": "class1"}], duration_s=1.0))
     assert clip.shape == (3, 8, 16, 16)
     with pytest.raises(UserError, match=r"model\.positions is learned"):
-        Trainer(
-            small("clips", *overrides, "model.positions=learned"),
-            tmp_path / "learned", resume=False, device=CPU, console=QUIET,
-        )  # fmt: skip
+        trainer(small("clips", *overrides, "model.positions=learned"), tmp_path / "learned")
 
 
 def test_fine_tuning_names_a_model_that_does_not_fit(tmp_path: Path) -> None:
@@ -106,19 +111,14 @@ def test_resuming_equals_never_stopping(tmp_path: Path, way: tuple[str, ...]) ->
     """Weights, averages, optimiser and random states agree to the bit, across an epoch's end."""
     common = [*way, "batch.size=400", "run.save_every=3"]
     whole = run(small("digits", *common, "optim.steps=8"), tmp_path / "whole")
-    trainer = Trainer(
-        small("digits", *common, "optim.steps=8"), tmp_path / "cut", resume=False, device=CPU, console=QUIET
-    )
-    batches = trainer.corpus.batches(trainer.place)
-    trainer.model.train()
+    cut, task = trainer(small("digits", *common, "optim.steps=8"), tmp_path / "cut")
+    batches = task.batches(task.state.cursor)
+    task.online.train()
     for _ in range(5):
-        trainer._one_step(batches)
-    trainer.save()
+        cut.one_step(batches)
+    cut.save()
     resumed = run(small("digits", *common, "optim.steps=8"), tmp_path / "cut", resume=True)
-    expected, found = weights(whole), weights(resumed)
-    assert expected.keys() == found.keys()
-    for key in expected:
-        assert torch.equal(expected[key], found[key]), key
+    assert differences(find_checkpoint(whole), find_checkpoint(resumed)) == []
 
 
 def test_samples_and_checkpoints_do_not_change_training(tmp_path: Path) -> None:
@@ -197,21 +197,21 @@ def test_a_truncated_picture_is_skipped_and_named(tmp_path: Path) -> None:
     )  # fmt: skip
     out = run(recipe, tmp_path / "run")
     assert list(json.loads((out / "report.json").read_text())["reasons"]) == ["a/2.png"]
-    assert Pipeline.load(out).classes == ("a", "b")
+    assert Pipeline.load(out).condition.state() == {"classes": ["a", "b"]}
 
 
 def test_a_run_that_meets_too_much_broken_data_keeps_what_it_learned(tmp_path: Path, corpus: Path) -> None:
     """Files that break after the run has begun."""
     recipe = small("ljspeech", f"data.root={corpus}", "optim.steps=50", "batch.cache=false", "batch.size=4")
-    trainer = Trainer(recipe, tmp_path / "run", resume=False, device=CPU, console=QUIET)
+    run_, _ = trainer(recipe, tmp_path / "run")
     for n in range(0, 20, 4):
         path = corpus / "wavs" / f"c{n}.wav"
         path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="max_broken_share"):
-        trainer.run()
+        run_.run()
     assert json.loads((tmp_path / "run" / "report.json").read_text())["broken"] == 2
-    assert [p.name for p in checkpoints(tmp_path / "run" / "checkpoints")] == [f"step-{trainer.step:08d}"][
-        : trainer.step
+    assert [p.name for p in checkpoints(tmp_path / "run" / "checkpoints")] == [f"step-{run_.state.step:08d}"][
+        : run_.state.step
     ]
 
 
@@ -251,29 +251,29 @@ def test_learning_rate_warms_up_and_falls() -> None:
 
 
 def test_weight_decay_spares_biases_norms_embeddings_and_head(tmp_path: Path) -> None:
-    trainer = Trainer(small("digits"), tmp_path / "run", resume=False, device=CPU, console=QUIET)
-    (adamw,) = build_optimizers(trainer.model, trainer.recipe.optim)
+    _, task = trainer(small("digits"), tmp_path / "run")
+    (adamw,) = build_optimizers(task.online, task.optim)
     decayed = {id(p) for p in adamw.param_groups[0]["params"]}
-    names = {name for name, p in trainer.model.online.named_parameters() if id(p) in decayed}
+    names = {name for name, p in task.online.named_parameters() if id(p) in decayed}
     assert "encoder.stack.transformer.blocks.0.attention.qkv.weight" in names
     assert not any(
-        word in name for name in names for word in ("bias", "norm", "head.", "conditioner", "learned", "mask_token")
+        word in name for name in names for word in ("bias", "norm", "head.", "embedder", "learned", "mask_token")
     )
 
 
 def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest(tmp_path: Path) -> None:
     recipe = small("digits", "optim.optimizer=muon", "optim.steps=2")
-    trainer = Trainer(recipe, tmp_path / "run", resume=False, device=CPU, console=QUIET)
-    named = dict(trainer.model.online.named_parameters())
-    held = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in trainer.optimizers]
+    run_, task = trainer(recipe, tmp_path / "run")
+    named = dict(task.online.named_parameters())
+    held = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in task.state.optimizers]
     assert sum(map(len, held)) == len(named)
     assert not held[0] & held[1]
     by_muon = {name for name, p in named.items() if id(p) in held[1]}
     assert "encoder.stack.transformer.blocks.0.attention.qkv.weight" in by_muon
     assert "predictor.stack.transformer.blocks.0.mlp.0.weight" in by_muon
-    assert not any(name.startswith(("head.", "conditioner.")) or named[name].ndim < 2 for name in by_muon)
+    assert not any(name.startswith(("head.", "embedder.")) or named[name].ndim < 2 for name in by_muon)
     before = {name: p.detach().clone() for name, p in named.items()}
-    trainer._one_step(trainer.corpus.batches(trainer.place))
+    run_.one_step(task.batches(task.state.cursor))
     assert all(not torch.equal(before[name], named[name]) for name in by_muon)
 
 
@@ -287,8 +287,8 @@ def test_resuming_with_another_optimizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(small("digits"), tmp_path / "run", resume=False, device=CPU, console=QUIET)
-    trainer.save()
+    run_, task = trainer(small("digits"), tmp_path / "run")
+    run_.save()
     import djepa_mm.runs.checkpoint as module
 
     real, calls = module.save_file, []
@@ -300,9 +300,9 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypat
         real(*args)
 
     monkeypatch.setattr(module, "save_file", fail_at_second)
-    trainer.step = 7
+    task.state.step = 7
     with pytest.raises(OSError, match="no space"):
-        trainer.save()
+        run_.save()
     assert [p.name for p in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000000"]
     Pipeline.load(tmp_path / "run")
 
@@ -330,9 +330,9 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_generation_is_repeatable_and_independent_of_the_batch(tmp_path: Path) -> None:
-    generation = Pipeline.load(run(small("digits", "optim.steps=3"), tmp_path / "run"))
-    requests = [Request(label=n, seed=(5, n)) for n in range(4)]
-    together, alone = generation(requests), [generation([request])[0] for request in requests]
+    pipeline = Pipeline.load(run(small("digits", "optim.steps=3"), tmp_path / "run"))
+    requests = [Request(condition={"class": n}, seed=(5, n)) for n in range(4)]
+    together, alone = pipeline(requests), [pipeline([request])[0] for request in requests]
     for a, b in zip(together, alone, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
     assert together[0].shape == (1, 8, 8)
@@ -340,9 +340,9 @@ def test_generation_is_repeatable_and_independent_of_the_batch(tmp_path: Path) -
 
 
 def test_guidance_and_temperature_change_samples(tmp_path: Path) -> None:
-    generation = Pipeline.load(run(small("digits", "optim.steps=30"), tmp_path / "run"))
+    pipeline = Pipeline.load(run(small("digits", "optim.steps=30"), tmp_path / "run"))
     plain, guided, cold = (
-        generation([Request(label=1)], sampler=Sampler(ar_steps=3, guidance=g, temperature=t))[0]
+        pipeline([Request(condition={"class": 1})], sampler=Sampler(ar_steps=3, guidance=g, temperature=t))[0]
         for g, t in ((1.0, 1.0), (4.0, 1.0), (1.0, 0.1))
     )
     assert not torch.allclose(plain, guided)
@@ -352,40 +352,40 @@ def test_guidance_and_temperature_change_samples(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request(text="one"), "without texts"),
+        (Request(condition={"text": "one"}), "takes no text; it knows class"),
         (Request(), "needs a class"),
-        (Request(label=1, duration_s=2.0), "no duration"),
+        (Request(condition={"class": 1}, duration_s=2.0), "no duration"),
     ],
 )
 def test_requests_that_pictures_cannot_fulfil(tmp_path: Path, request_: Request, message: str) -> None:
-    generation = Pipeline.load(run(small("digits", "optim.steps=1"), tmp_path / "run"))
+    pipeline = Pipeline.load(run(small("digits", "optim.steps=1"), tmp_path / "run"))
     with pytest.raises(UserError, match=message):
-        generation([request_])
+        pipeline([request_])
 
 
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request(label=1), "trained on texts"),
+        (Request(condition={"class": "1"}), "takes no class; it knows text"),
         (Request(), "needs a text"),
-        (Request(text="  "), "empty"),
-        (Request(text="one ☃ two"), "☃"),
-        (Request(text="one", duration_s=-1.0), "out of range"),
-        (Request(text="one", duration_s=1e6), "out of range"),
+        (Request(condition={"text": "  "}), "empty"),
+        (Request(condition={"text": "one ☃ two"}), "☃"),
+        (Request(condition={"text": "one"}, duration_s=-1.0), "out of range"),
+        (Request(condition={"text": "one"}, duration_s=1e6), "out of range"),
     ],
 )
 def test_requests_that_speech_cannot_fulfil(tmp_path: Path, corpus: Path, request_: Request, message: str) -> None:
     recipe = small("ljspeech", "optim.steps=1", f"data.root={corpus}", "run.texts=[one]")
-    generation = Pipeline.load(run(recipe, tmp_path / "run"))
+    pipeline = Pipeline.load(run(recipe, tmp_path / "run"))
     with pytest.raises(UserError, match=message):
-        generation([request_])
+        pipeline([request_])
 
 
 def test_length_follows_the_text(tmp_path: Path, corpus: Path) -> None:
     """In this corpus a clip has 8000 + 1000 samples a character."""
     recipe = small("ljspeech", "optim.steps=1", f"data.root={corpus}", "run.texts=[one]")
-    generation = Pipeline.load(run(recipe, tmp_path / "run"))
+    pipeline = Pipeline.load(run(recipe, tmp_path / "run"))
     for text in ("one", "one two three"):
         expected = 8000 + 1000 * len(text)
-        assert abs(generation.spec(Request(text=text)).shape[0] - expected) < 2000
-    assert generation.spec(Request(text="one", duration_s=2.0)).shape == (44100,)
+        assert abs(pipeline.prepare([Request(condition={"text": text})])[0][0].spec.shape[0] - expected) < 2000
+    assert pipeline.prepare([Request(condition={"text": "one"}, duration_s=2.0)])[0][0].spec.shape == (44100,)

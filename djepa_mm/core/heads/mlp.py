@@ -23,8 +23,8 @@ class TimeEmbedding(nn.Module):
     def forward(self, time: Tensor) -> Tensor:
         """time (M,) in [0, 1000] -> (M, W)."""
         half = TIME_CHANNELS // 2
-        rates = torch.exp(-math.log(10_000) * torch.arange(half, device=time.device) / half)
-        angles = time.float()[:, None] * rates
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=time.device) / half)
+        angles = time.float()[:, None] * frequencies
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from support import ten_classes
 
 from djepa_mm.core.nn.positions import RotaryPositions, rotate
 from djepa_mm.errors import UserError
@@ -39,7 +40,7 @@ def test_rotary_frequencies_end_before_their_base(base: float) -> None:
 ])  # fmt: skip
 def test_a_recipe_builds_the_positions_that_it_names(positions: str, learned: bool, rotary: bool) -> None:
     recipe = load_recipe("moving-digits", [f"model.positions={positions}", "model.width=48", "head.width=32"])
-    model = build_model(recipe, recipe.tokenizer.build(), 10)
+    model = build_model(recipe, recipe.tokenizer.build(), ten_classes(recipe))
     for stack in (model.online.encoder.stack, model.online.predictor.stack):
         assert (stack.learned is not None) == learned
         assert (stack.rotary is not None) == rotary

@@ -17,13 +17,13 @@ import torch
 from support import SHARED
 from torch.utils.data import DataLoader
 
-from djepa_mm.data.corpus import Corpus, Place
+from djepa_mm.data.corpus import Corpus, Cursor
 from djepa_mm.data.sources.clips import Clips, ClipsConfig
 from djepa_mm.data.video import reader as video_reader
 from djepa_mm.data.video import worker as video_worker
 from djepa_mm.data.video.reader import VideoReader, Wanted
-from djepa_mm.recipe.build import Conditions
-from djepa_mm.recipe.schema import BatchConfig, load_recipe
+from djepa_mm.recipe.load import load_recipe
+from djepa_mm.recipe.schema import BatchConfig
 from djepa_mm.types import BrokenItem, MediaSpec, UserError
 
 av = pytest.importorskip("av")
@@ -91,10 +91,10 @@ def test_class_folders_of_videos(tmp_path: Path, reader: str) -> None:
     (tmp_path / "walk" / "notes.txt").write_text("not a video")
     source = clips(tmp_path, reader=reader)
     assert source.classes == ("run", "walk")
-    assert [source.name(i) for i in range(len(source))] == ["run/a.mp4", "run/b.MKV", "walk/deep/c.mp4"]
+    assert [source.entry(i).name for i in range(len(source))] == ["run/a.mp4", "run/b.MKV", "walk/deep/c.mp4"]
     for i, item in enumerate(source.read_all(range(3))):
         assert item.media.shape == source.shape(i) == (3, 8, 16, 16)
-        assert item.label == i // 2
+        assert item.entry.label == source.classes[i // 2]
         assert numbers(item.media) == list(range(2, 10))  # the middle
         assert np.abs(np.array(levels(item.media)) - ramp(12)[2:10]).max() < 3
         assert torch.equal(source.read(i).media, item.media)
@@ -106,7 +106,7 @@ def test_windows(tmp_path: Path, reader: str) -> None:
     write(tmp_path / "a.mp4", ramp(21))
     source = clips(tmp_path, reader=reader, window="all")
     assert [numbers(item.media) for item in source.read_all(range(2))] == [list(range(8)), list(range(8, 16))]
-    assert [source.name(i) for i in range(len(source))] == ["a.mp4 window 0", "a.mp4 window 1"]
+    assert [source.entry(i).name for i in range(len(source))] == ["a.mp4 window 0", "a.mp4 window 1"]
     source = clips(tmp_path, reader=reader, window="random")
     drawn = [numbers(source.read(0).media) for _ in range(60)]
     assert all(row == list(range(row[0], row[0] + 8)) for row in drawn)
@@ -223,7 +223,7 @@ def test_moments_are_on_one_side(tmp_path: Path) -> None:
         source="clips", root=str(tmp_path), frames=8, size=[16, 16], held_out=0.3, moment=r"_f(\d+)", reader="pyav"
     )
     sides = [config.build(), config.build_held_out()]
-    names = [{source.name(i) for i in range(len(source))} for source in sides]
+    names = [{source.entry(i).name for i in range(len(source))} for source in sides]
     moments = [{name[-8:] for name in side} for side in names]
     assert not moments[0] & moments[1]
     assert len(names[0] | names[1]) == 40
@@ -258,7 +258,7 @@ def reasons(source: Clips) -> dict[str, str]:
     found = {}
     for i, item in enumerate(source.read_all(range(len(source)))):
         if isinstance(item, BrokenItem):
-            found[source.name(i)] = str(item)
+            found[source.entry(i).name] = str(item)
             with pytest.raises(BrokenItem, match=re.escape(str(item))):
                 source.read(i)
         else:
@@ -409,7 +409,7 @@ def test_what_was_asked_ahead_and_left_is_forgotten(tmp_path: Path) -> None:
 class _Plain:
     """Tokens that are the mean of every frame; enough for a corpus."""
 
-    token_dim, sample_rate_hz = 1, None
+    token_dim = 1
 
     def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
         return MediaSpec(grid=(shape[1], 1, 1), shape=shape)
@@ -428,9 +428,10 @@ def test_a_corpus_reads_ahead_and_names_what_is_broken(tmp_path: Path) -> None:
     read_all = source.read_all
     source.read_all = lambda indices: read_all(asked.append(list(indices)) or indices)  # type: ignore[method-assign]
     settings = BatchConfig(size=4, max_broken_share=0.5)
-    condition = Conditions(load_recipe("digits"))
+    condition = load_recipe("digits").condition.build()
+    condition.bind(source)
     corpus = Corpus(source, _Plain(), condition, settings)  # type: ignore[arg-type]
-    batch, _ = next(corpus.batches(Place()))
+    batch, _ = next(corpus.batches(Cursor()))
     assert batch.tokens.shape == (3, 8, 1)
     assert [sorted(indices) for indices in asked] == [[0, 1, 2, 3]]
     assert list(corpus.broken) == ["run/b.mp4"]

@@ -64,11 +64,11 @@ def test_the_first_use_writes_files_and_the_second_reads_them(tmp_path: Path) ->
     again = config(tmp_path).build()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")} == made
     true = {digit.name: digit for digit in moving_digits(config())}
-    assert {source.name(i) for i in range(20)} == set(true)
+    assert {source.entry(i).name for i in range(20)} == set(true)
     for i in range(20):
-        item, digit = source.read(i), true[source.name(i)]
+        item, digit = source.read(i), true[source.entry(i).name]
         assert torch.equal(item.media, again.read(i).media)
-        assert source.classes[item.label] == str(digit.label)
+        assert item.entry.label == str(digit.label)
         assert item.media.shape == source.shape(i) == (1, 16, 32, 32)
         assert (item.media - digit.clip).abs().mean() < 0.01  # what H.264 loses
         seen = centres_of_mass((item.media.mean(0) + 1) / 2)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from PIL import Image
 from support import SHARED
 
 from djepa_mm.data.sources.digits import DigitsConfig, load_digits
-from djepa_mm.data.sources.image_folder import ImageFolder, ImageFolderConfig
 from djepa_mm.data.sources.ljspeech import LJSpeech, LJSpeechConfig, fetch_ljspeech
 from djepa_mm.data.sources.torchvision_sets import TorchvisionConfig
 from djepa_mm.types import BrokenItem, UserError
@@ -40,7 +36,7 @@ def test_digits_are_the_packages() -> None:
     item = digits.read(13)
     assert item.media.shape == digits.shape(13) == (1, 8, 8)
     assert (item.media.min(), item.media.max()) == (-1, 1)
-    assert digits.classes[item.label] == "3"
+    assert item.entry.label == "3"
 
 
 def test_train_and_test_digits_share_none() -> None:
@@ -50,131 +46,6 @@ def test_train_and_test_digits_share_none() -> None:
     everything = load_digits("all")[0].flatten(1)
     assert torch.equal(pictures.sum(0), everything.sum(0))
     assert not (torch.cdist(test[0].flatten(1), train.pictures.flatten(1)) == 0).any()
-
-
-# Pictures
-
-
-def folder(root: Path, **options: Any) -> ImageFolder:
-    return ImageFolderConfig(source="image-folder", root=str(root), **{"size": [8, 8], **options}).build()
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    for name, colour in (
-        ("cat/a.png", "red"),
-        ("cat/b.JPG", "red"),
-        ("dog/c.webp", "blue"),
-        ("dog/deep/d.bmp", "blue"),
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (20, 12), colour).save(tmp_path / name)
-    (tmp_path / "cat" / "notes.txt").write_text("not a picture")
-    (tmp_path / "empty").mkdir()
-    return tmp_path
-
-
-def test_class_folders_give_classes(pictures: Path) -> None:
-    source = folder(pictures)
-    assert source.classes == ("cat", "dog")
-    assert [source.name(i) for i in range(len(source))] == ["cat/a.png", "cat/b.JPG", "dog/c.webp", "dog/deep/d.bmp"]
-    for i in range(4):
-        item = source.read(i)
-        assert item.media.shape == source.shape(i)
-        assert item.label == i // 2
-        red, _, blue = item.media.mean((1, 2))
-        assert (red > blue) == (item.label == 0)
-
-
-def test_a_flat_folder_has_no_classes(pictures: Path) -> None:
-    source = folder(pictures / "cat")
-    assert source.classes == ()
-    assert source.read(0).label is None
-
-
-def test_the_largest_centred_part_is_cut_out(tmp_path: Path) -> None:
-    pixels = np.zeros((10, 40, 3), np.uint8)
-    pixels[:, 8:32] = 255  # a little more than the middle 2:1, for resizing looks at neighbours
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    assert folder(tmp_path, size=[5, 10]).read(0).media.min() == 1
-    assert folder(tmp_path, size=[5, 20]).read(0).media.min() == -1
-
-
-def test_transparent_parts_are_white(tmp_path: Path) -> None:
-    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "rgba.png")
-    Image.new("P", (8, 8), 0).save(tmp_path / "palette.png", transparency=0)
-    Image.new("LA", (8, 8), (0, 0)).save(tmp_path / "grey.png")
-    source = folder(tmp_path)
-    assert len(source) == 3
-    assert all(source.read(i).media.min() == 1 for i in range(3))
-
-
-def test_half_of_the_pictures_are_mirrored(tmp_path: Path) -> None:
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    pixels[:, :4] = 255
-    Image.fromarray(pixels).save(tmp_path / "left.png")
-    torch.manual_seed(0)
-    source = folder(tmp_path, flip=True)
-    lefts = sum(source.read(0).media[0, 0, 0].item() == 1 for _ in range(100))
-    assert 30 < lefts < 70
-
-
-def test_captions_are_texts(pictures: Path) -> None:
-    (pictures / "captions.jsonl").write_text(
-        json.dumps({"file": "cat/a.png", "caption": "a red cat", "more": 1}) + "\n"
-    )
-    source = folder(pictures)
-    assert source.text(0) == source.read(0).text == "a red cat"
-    assert source.text(1) is None
-    (pictures / "captions.jsonl").write_text('{"file": "cat/a.png", "caption": "x"}\nrubbish\n')
-    with pytest.raises(UserError, match="line 2"):
-        folder(pictures)
-
-
-def huge_png() -> bytes:
-    """A PNG of 60,000 × 60,000 pixels in a few bytes."""
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(b"")),
-        (b"IEND", b""),
-    ]
-    packed = [struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
-
-
-def test_broken_pictures_are_named(pictures: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    Image.fromarray(noise).save(pictures / "dog" / "x-truncated.png")
-    whole = (pictures / "dog" / "x-truncated.png").read_bytes()
-    (pictures / "dog" / "x-truncated.png").write_bytes(whole[: len(whole) // 2])
-    (pictures / "dog" / "x-header.png").write_bytes(whole[:20])
-    (pictures / "dog" / "x-empty.png").write_bytes(b"")
-    (pictures / "dog" / "x-text.jpg").write_text("hello")
-    (pictures / "dog" / "x-huge.png").write_bytes(huge_png())
-    (pictures / "dog" / "x-folder.png").mkdir()
-    (pictures / "dog" / "x-link.png").symlink_to("nowhere.png")
-    source = folder(pictures)
-    broken = [i for i in range(len(source)) if "/x-" in source.name(i)]
-    assert len(broken) == 7
-    for i in broken:
-        with pytest.raises(BrokenItem, match="not a readable picture"):
-            source.read(i)
-    assert source.read(0).media.isfinite().all()
-
-
-def test_folders_without_pictures_are_one_line(tmp_path: Path) -> None:
-    for root in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match=r"^data\.root: no [^\n]*$"):
-            folder(root)
-
-
-def test_real_emoji() -> None:
-    source = folder(Path(real("images/emoji64")), size=[64, 64])
-    assert len(source) == 3486
-    assert len(source.classes) == 9
-    item = source.read(0)
-    assert item.media.shape == (3, 64, 64)
-    assert item.text == "mahjong red dragon"
 
 
 # torchvision
@@ -199,7 +70,7 @@ def test_torchvision_sets(tmp_path: Path) -> None:
     assert source.classes == tuple("0123456789")
     item = source.read(0)
     assert item.media.shape == source.shape(0) == (1, 32, 16)
-    assert item.label == 7
+    assert item.entry.label == "7"
     assert -1 <= item.media.min() < item.media.max() <= 1
 
 
@@ -227,8 +98,8 @@ def test_the_normalised_text_is_read_and_else_the_other(tmp_path: Path) -> None:
     for name in "ABC":
         (tmp_path / f"{name}.wav").rename(tmp_path / "wavs" / f"{name}.wav")
     source = speech(tmp_path)
-    assert [source.text(i) for i in range(3)] == ["Number one", "Only this", "Only two"]
-    assert source.name(0) == "A"
+    assert [source.entry(i).text for i in range(3)] == ["Number one", "Only this", "Only two"]
+    assert source.entry(0).name == "A"
     assert source.read(0).media.shape == source.shape(0) == (11025,)
     assert len(pickle.loads(pickle.dumps(source))) == 3  # it goes to the loader's workers
 
@@ -275,9 +146,9 @@ def test_broken_clips_stay_and_are_named(tmp_path: Path) -> None:
         try:
             source.read(i)
         except BrokenItem as broken:
-            reasons[source.name(i)] = str(broken)
+            reasons[source.entry(i).name] = str(broken)
     assert len(source) == 13
-    assert set(reasons) == {source.name(i) for i in range(13)} - {"good"}
+    assert set(reasons) == {source.entry(i).name for i in range(13)} - {"good"}
     for name, reason in {
         "metadata.csv line 2": "no bar",
         "silent": "no text",
@@ -298,7 +169,7 @@ def test_clips_outside_the_range_are_counted(tmp_path: Path) -> None:
     for name, seconds in zip("ABCDE", (0.1, 0.5, 1.5, 2.5, 1.0), strict=True):
         soundfile.write(tmp_path / "wavs" / f"{name}.wav", tone(seconds, 8000), 8000)
     source = speech(tmp_path, max_duration_s=2.0)
-    assert [source.name(i) for i in range(len(source))] == ["B", "C", "E"]
+    assert [source.entry(i).name for i in range(len(source))] == ["B", "C", "E"]
     assert source.left_out == {"shorter than 0.3 s": 1, "longer than 2 s": 1}
     assert len(speech(tmp_path, limit=2, max_duration_s=2.0)) == 2
     with pytest.raises(UserError, match=r"no usable clip.*5 shorter than 5 s"):
@@ -327,5 +198,5 @@ def test_real_speech() -> None:
     assert len(source) + sum(source.left_out.values()) == 495
     assert source.left_out["longer than 12 s"] > 0
     item = source.read(0)
-    assert item.text == "Activated."
+    assert item.entry.text == "Activated."
     assert item.media.shape == source.shape(0)

@@ -35,8 +35,8 @@ def test_the_first_use_makes_the_corpus_and_the_second_reads_it(tmp_path: Path) 
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*.wav"))] == made
     for i in range(30):
         item = source.read(i)
-        assert item.text == again.text(i)
-        assert set(item.text.split()) <= set(WORDS)
+        assert item.entry.text == again.entry(i).text
+        assert set(item.entry.text.split()) <= set(WORDS)
         assert item.media.shape == source.shape(i)
         assert 0.05 < item.media.abs().max() <= 1
     assert len(list(tmp_path.iterdir())) == 1  # nothing half-made lies about
@@ -78,7 +78,7 @@ def test_lengths_and_digits_are_evenly_drawn() -> None:
 def test_unseen_strings_are_new_and_different(tmp_path: Path) -> None:
     settings = config(tmp_path, count=60, max_words=2)
     source = settings.build()
-    seen = {source.text(i) for i in range(len(source))}
+    seen = {source.entry(i).text for i in range(len(source))}
     rest = 110 - len(seen)
     unseen = unseen_strings(settings, rest, 1, 2, seed=3)  # every single one that is left
     assert len({*unseen, *seen}) == 110
@@ -95,8 +95,8 @@ def test_fewest_words_cannot_be_more_than_most() -> None:
 def test_held_out_strings_are_unseen_and_stay_the_same(tmp_path: Path) -> None:
     settings = SpokenDigitsConfig(source="spoken-digits", root=str(tmp_path), count=20, max_words=3)
     corpus, held_out = settings.build(), settings.build_held_out()
-    texts = {held_out.text(n) for n in range(len(held_out))}
+    texts = {held_out.entry(n).text for n in range(len(held_out))}
     assert len(texts) == len(held_out) > 50
-    assert not texts & {corpus.text(n) for n in range(len(corpus))}
+    assert not texts & {corpus.entry(n).text for n in range(len(corpus))}
     again = settings.build_held_out()
-    assert [again.text(n) for n in range(len(again))] == [held_out.text(n) for n in range(len(held_out))]
+    assert [again.entry(n).text for n in range(len(again))] == [held_out.entry(n).text for n in range(len(held_out))]

@@ -50,7 +50,7 @@ def test_lists_choose_the_side(stand_in: Path) -> None:
         train = config(stand_in, fold=fold).build()
         test = config(stand_in, fold=fold).build_held_out()
         assert test is not None
-        names = [[source.name(i) for i in range(len(source))] for source in (train, test)]
+        names = [[source.entry(i).name for i in range(len(source))] for source in (train, test)]
         assert (len(names[0]), len(names[1])) == (9, 3)
         assert all((f"_g{fold:02}_" in name) == (side == 1) for side in (0, 1) for name in names[side])
         assert train.classes == test.classes == CLASSES
@@ -61,7 +61,7 @@ def test_items_have_their_class_and_the_benchmarks_size(stand_in: Path) -> None:
     source = UCF101Config(source="ucf101", root=str(stand_in)).build()
     item = source.read(4)
     assert item.media.shape == source.shape(4) == (3, 16, 128, 128)
-    assert source.classes[item.label] == source.name(4).split("/")[0] == "Archery"
+    assert item.entry.label == source.entry(4).name.split("/")[0] == "Archery"
     assert item.media.mean().abs() < 0.02
 
 
@@ -70,7 +70,7 @@ def test_a_listed_video_that_is_not_there_is_broken(stand_in: Path) -> None:
     source = config(stand_in).build()
     assert len(source) == 9
     with pytest.raises(BrokenItem, match="No such file"):
-        source.read([source.name(i) for i in range(9)].index("Archery/v_Archery_g02_c01.avi"))
+        source.read([source.entry(i).name for i in range(9)].index("Archery/v_Archery_g02_c01.avi"))
 
 
 def test_what_is_wrong_with_the_layout_is_said(stand_in: Path) -> None:
