@@ -56,7 +56,8 @@ def stft_distance(reference: Tensor, sound: Tensor) -> float:
 
 
 def psnr_db(first: Tensor, second: Tensor) -> float:
-    """10 log10(2² / mean squared error), of media in [-1, 1]; an error below EXACT counts as EXACT: 106 dB at most."""
+    """10 log10(2² / mean squared error), of media in [-1, 1] of one shape; an error below EXACT counts as EXACT: 106 dB
+    at most."""
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
     decibels = peak_signal_noise_ratio(first.double(), second.double(), data_range=RANGE)

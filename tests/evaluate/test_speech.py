@@ -7,15 +7,14 @@ from copy import copy
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from djepa_mm.data.sources.spoken_digits import WORDS, speak
 from djepa_mm.evaluate.speech import evaluate_recordings, evaluate_speech, spoken_words
 from djepa_mm.evaluate.words import GrammarRecogniser
-from djepa_mm.generation.pipeline import Generation
-from djepa_mm.recipe.schema import load_recipe
-from djepa_mm.training.loop import train
+from djepa_mm.generation.pipeline import Pipeline
+from djepa_mm.recipe.load import load_recipe
+from djepa_mm.training.djepa import train
 from djepa_mm.types import UserError
 
 TEXTS = ["Three one zero", "nine six"]
@@ -27,11 +26,11 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def generation(tmp_path_factory: pytest.TempPathFactory) -> Generation:
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     folder = tmp_path_factory.mktemp("speech")
     recipe = load_recipe("spoken-digits", [*SMALL, f"data.root={folder}"])
-    train(recipe, folder / "run", resume=False, device=torch.device("cpu"), console=Console(quiet=True))
-    return Generation.load(folder / "run")
+    train(recipe, folder / "run")
+    return Pipeline.load(folder / "run")
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +38,12 @@ def recordings() -> list[Tensor]:
     return [torch.from_numpy(samples).float() / 32768 for samples, _ in speak(["three one zero", "nine six"])]
 
 
-def test_figures(generation: Generation, recordings: list[Tensor]) -> None:
+def test_figures(pipeline: Pipeline, recordings: list[Tensor]) -> None:
     """They agree with each other, and with what can be counted by hand."""
     progress: list[tuple[int, int]] = []
     hears = GrammarRecogniser(WORDS)
     figures = evaluate_speech(
-        generation, TEXTS, recordings, hears, progress=lambda done, total: progress.append((done, total))
+        pipeline, TEXTS, recordings, hears, progress=lambda done, total: progress.append((done, total))
     )
     assert [one["text"] for one in figures["each"]] == ["three one zero", "nine six"]
     assert figures["sentences"] == 2
@@ -70,33 +69,35 @@ def test_figures(generation: Generation, recordings: list[Tensor]) -> None:
     assert progress[-1] == (8, 8)
     assert json.loads(json.dumps(figures)) == figures
 
-    again = evaluate_recordings(generation.tokenizer, TEXTS, recordings, hears)
+    again = evaluate_recordings(pipeline.tokenizer, TEXTS, recordings, hears)
     timed = {"vocoder_real_time_factor": 0.0}
     assert {**again, **timed} == {**against, **timed}
-    lone = evaluate_speech(generation, TEXTS, recordings, hears, baseline=False)
+    lone = evaluate_speech(pipeline, TEXTS, recordings, hears, baseline=False)
     assert lone["recordings"] is None
     assert lone["mel_cepstral_distortion_db"] == figures["mel_cepstral_distortion_db"]
 
 
-def test_without_recordings(generation: Generation) -> None:
+def test_without_recordings(pipeline: Pipeline) -> None:
     """The same speech is heard; the seed decides which."""
     hears = GrammarRecogniser(WORDS)
-    lone = evaluate_speech(generation, TEXTS, None, hears)
+    lone = evaluate_speech(pipeline, TEXTS, None, hears)
     assert lone["recordings"] is lone["length_error"] is lone["mel_cepstral_distortion_db"] is None
-    again = evaluate_speech(generation, TEXTS, None, GrammarRecogniser(WORDS))  # one that has heard nothing yet
+    again = evaluate_speech(pipeline, TEXTS, None, GrammarRecogniser(WORDS))  # one that has heard nothing yet
     assert lone["each"] == again["each"]
 
 
-def test_what_cannot_be_evaluated(generation: Generation) -> None:
+def test_what_cannot_be_evaluated(pipeline: Pipeline) -> None:
     hears = GrammarRecogniser(WORDS)
     with pytest.raises(UserError, match="words"):
-        evaluate_speech(generation, ["..."], None, hears)
+        evaluate_speech(pipeline, ["..."], None, hears)
     with pytest.raises(UserError):
-        evaluate_speech(generation, ["jazz"], None, hears)  # letters that the recipe lacks
-    pictures = copy(generation)
+        evaluate_speech(pipeline, ["jazz"], None, hears)  # letters that the recipe lacks
+    pictures = copy(pipeline)
     pictures.tokenizer = load_recipe("digits").tokenizer.build()
     with pytest.raises(UserError, match="does not speak"):
         evaluate_speech(pictures, TEXTS, None, hears)
+    with pytest.raises(UserError, match="does not speak"):
+        evaluate_recordings(pictures.tokenizer, TEXTS, [], hears)
 
 
 def test_numbers_are_scored_as_they_are_read() -> None:

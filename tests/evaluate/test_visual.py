@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from djepa_mm.cli import main
+from djepa_mm.cli.app import main
 from djepa_mm.data.sources.digits import Digits, load_digits
 from djepa_mm.data.sources.moving_digits import MovingDigitsConfig, moving_digits
 from djepa_mm.evaluate import visual
@@ -30,17 +30,26 @@ from djepa_mm.evaluate.features import (
 )
 from djepa_mm.evaluate.frechet import frechet_distance
 from djepa_mm.evaluate.report import evaluate_run, report
-from djepa_mm.evaluate.visual import evaluate_visual, first_frames, floor, learned, predict, read_items, spread
+from djepa_mm.evaluate.visual import (
+    baseline_items,
+    evaluate_visual,
+    first_frames,
+    learned,
+    predict,
+    read_items,
+    spread,
+)
 from djepa_mm.generation.edit import Edit
-from djepa_mm.generation.pipeline import Generation
-from djepa_mm.recipe.schema import load_recipe
+from djepa_mm.generation.pipeline import Pipeline
+from djepa_mm.recipe.load import load_recipe
 from djepa_mm.tokenizers.video import ClipPatchesConfig, ClipVAEConfig
-from djepa_mm.training.loop import train
-from djepa_mm.types import BrokenItem, Item, UserError
+from djepa_mm.training.djepa import train
+from djepa_mm.types import BrokenItem, Entry, Item, UserError
 
 pytest.importorskip("sklearn")
 
 FRAMES = 8
+CLASSES = Digits.classes
 SMALL = [
     "model.preset=tiny", "model.width=32", "model.depth=1", "model.heads=2", "head.width=32", "head.blocks=1",
     "head.steps=2", "batch.size=16", "sample.steps=3", "run.sample_every=null", "optim.precision=fp32",
@@ -58,7 +67,7 @@ def moving(count: int, split: Any = "train") -> list[Item]:
     """Grey clips of 8 frames of 16×16 pixels, as they are before they become files."""
     config = MovingDigitsConfig(source="moving-digits", count=count, frames=FRAMES, size=(16, 16), scale=1)
     digits = [digit for digit, _ in zip(moving_digits(config, split), range(count), strict=False)]
-    return [Item(media=digit.clip, label=digit.label) for digit in digits]
+    return [Item(entry=Entry(name=digit.name, label=str(digit.label)), media=digit.clip) for digit in digits]
 
 
 def media(items: list[Item]) -> list[Tensor]:
@@ -68,7 +77,7 @@ def media(items: list[Item]) -> list[Tensor]:
 @pytest.fixture(scope="module")
 def classifier() -> FrameClassifier:
     """Of moving digits."""
-    return train_classifier(moving(300), moving(60, "held-out"), 10, steps=200)
+    return train_classifier(moving(300), moving(60, "held-out"), CLASSES, steps=200)
 
 
 # --- the embedded classifier
@@ -76,18 +85,20 @@ def classifier() -> FrameClassifier:
 
 def test_the_classifier_knows_its_classes_and_says_so(classifier: FrameClassifier) -> None:
     held_out = moving(60, "held-out")
-    accuracy = classifier.accuracy(media(held_out), [item.label or 0 for item in held_out])
+    accuracy = classifier.accuracy(media(held_out), [item.entry.label for item in held_out])
     assert accuracy["frame_accuracy"] > 0.7
     assert accuracy["clip_accuracy"] >= accuracy["frame_accuracy"]
     by_hand = [
-        (classifier.logits(item.media[None])[0].argmax(-1) == item.label).float().mean().item() for item in held_out
+        (classifier.logits(item.media[None])[0].argmax(-1) == int(item.entry.label or "")).float().mean().item()
+        for item in held_out
     ]
     assert accuracy["frame_accuracy"] == pytest.approx(sum(by_hand) / 60)
     shown = f"{accuracy['frame_accuracy']:.1%}"
     expected = f"embedded: frame classifier trained on 300 clips for 200 steps, held-out frame accuracy {shown}"
     assert classifier.name == expected
-    wrong = classifier.accuracy(media(held_out), [((item.label or 0) + 1) % 10 for item in held_out])
+    wrong = classifier.accuracy(media(held_out), [str((int(item.entry.label or "") + 1) % 10) for item in held_out])
     assert wrong["frame_accuracy"] < 0.2
+    assert classifier.accuracy(media(held_out), ["ten"] * 60)["frame_accuracy"] == 0
 
 
 def test_real_clips_are_nearer_than_others(classifier: FrameClassifier) -> None:
@@ -98,7 +109,7 @@ def test_real_clips_are_nearer_than_others(classifier: FrameClassifier) -> None:
     near = frechet_distance(features(classifier, others), real)
     noise = [torch.rand(clip.shape) * 2 - 1 for clip in others]
     still = [clip[:, :1].expand_as(clip) for clip in others]
-    sevens = [item.media for item in moving(500)[300:] if item.label == 7]
+    sevens = [item.media for item in moving(500)[300:] if item.entry.label == "7"]
     assert frechet_distance(features(classifier, noise), real) > 10 * near
     assert frechet_distance(features(classifier, still), real) > 2 * near
     assert frechet_distance(features(classifier, sevens), real) > 2 * near
@@ -120,7 +131,7 @@ def test_features_of_time(classifier: FrameClassifier) -> None:
 def test_a_seed_makes_the_same_classifier_and_leaves_the_random_state_alone() -> None:
     items = moving(20)
     state = torch.get_rng_state()
-    one, same, other = (train_classifier(items, items[:2], 10, steps=3, seed=seed) for seed in (0, 0, 1))
+    one, same, other = (train_classifier(items, items[:2], CLASSES, steps=3, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(features(one, media(items)), features(same, media(items)))
     assert not torch.equal(features(one, media(items)), features(other, media(items)))
@@ -128,8 +139,10 @@ def test_a_seed_makes_the_same_classifier_and_leaves_the_random_state_alone() ->
 
 def test_large_frames_are_seen_smaller() -> None:
     """And frames that are not square stay so."""
-    wide = [Item(media=torch.rand(3, 2, 66, 132) * 2 - 1, label=n % 2) for n in range(4)]
-    model = train_classifier(wide, wide, 2, steps=2)
+    wide = [
+        Item(entry=Entry(name=f"{n}", label="ab"[n % 2]), media=torch.rand(3, 2, 66, 132) * 2 - 1) for n in range(4)
+    ]
+    model = train_classifier(wide, wide, "ab", steps=2)
     shapes: list[torch.Size] = []
     model.trunk.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
     features(model, media(wide))
@@ -280,7 +293,7 @@ def test_a_model_of_something_else(tmp_path: Path) -> None:
 # --- prediction
 
 
-def test_psnr_and_ssim_of_the_predicted_frames_alone(painter: Generation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_psnr_and_ssim_of_the_predicted_frames_alone(painter: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever lies in the given frames does not count: 10 log10(2² / 0.2²) = 20 dB, and a mean over clips."""
     painter.tokenizer = ClipPatchesConfig(
         kind="clip-patches", patch=(2, 4, 4), channels=1, frames=FRAMES, size=(16, 16), frame_rate=10
@@ -289,13 +302,13 @@ def test_psnr_and_ssim_of_the_predicted_frames_alone(painter: Generation, monkey
     clips = [torch.cat([begin, begin[:, 1:].expand(-1, 6, -1, -1) + step], dim=1) for step in (0.0, 0.02)]
     errors = [0.2, 0.02]
 
-    def edited(_: Generation, edits: list[Edit], **options: Any) -> list[Tensor]:
+    def edited(_: Pipeline, edits: list[Edit], **options: Any) -> list[Tensor]:
         for edit, clip in zip(edits, clips, strict=True):
             assert torch.equal(edit.original[:, :2], clip[:, :2])
         return [torch.cat([clip[:, :2] + 9, clip[:, 2:] + e], dim=1) for clip, e in zip(clips, errors, strict=True)]
 
     monkeypatch.setattr(visual, "run_edits", edited)
-    items = [Item(media=clip, label=3) for clip in clips]
+    items = [Item(entry=Entry(name="clip", label="3"), media=clip) for clip in clips]
     figures = predict(painter, items, 2)
     assert (figures["clips"], figures["given_frames"], figures["predicted_frames"]) == (2, 2, 6)
     assert figures["psnr_db"] == pytest.approx((20 + 40) / 2, abs=1e-3)
@@ -305,7 +318,7 @@ def test_psnr_and_ssim_of_the_predicted_frames_alone(painter: Generation, monkey
     assert figures["ssim"] < figures["repeated_ssim"]
 
 
-def test_given_frames_move_up_to_whole_tokens(painter: Generation) -> None:
+def test_given_frames_move_up_to_whole_tokens(painter: Pipeline) -> None:
     assert first_frames(painter) is None  # pictures
     with pytest.raises(UserError, match="--given 1"):
         first_frames(painter, 1)
@@ -320,6 +333,9 @@ def test_given_frames_move_up_to_whole_tokens(painter: Generation) -> None:
     assert [first_frames(painter, given) for given in (None, 1, 2, 5)] == [5, 1, 5, 5]
     painter.tokenizer = ClipPatchesConfig(kind="clip-patches", patch=(4, 4, 4), frames=4, **size).build()
     assert first_frames(painter) is None
+    painter.tokenizer = ClipPatchesConfig(kind="clip-patches", patch=(4, 4, 4), frames=8, vary=True, **size).build()
+    with pytest.raises(UserError, match=r"many sizes .* --set tokenizer\.vary=false"):
+        first_frames(painter)
 
 
 # --- whole evaluations
@@ -332,15 +348,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("moving")
     noisy = "head.predicts=velocity"  # untrained, it leaves the noise; predicting the data it would give the mean
     recipe = load_recipe("moving-digits", [*CLIPS, *SMALL, noisy, f"data.root={folder}"])
-    train(recipe, folder / "run", resume=False, device=torch.device("cpu"), console=Console(quiet=True))
+    train(recipe, folder / "run")
     return folder / "run"
 
 
 def test_a_run_of_clips(run: Path) -> None:
-    generation = Generation.load(run)
+    pipeline = Pipeline.load(run)
     progress: list[tuple[int, int]] = []
     figures = evaluate_run(
-        run, generation, count=30, given=3, seed=5, command="here", progress=lambda *at: progress.append(at)
+        run, pipeline, count=30, given=3, seed=5, command="here", progress=lambda *at: progress.append(at)
     )
     assert json.loads(json.dumps(figures)) == figures
     assert (figures["items"], figures["frames"], figures["seed"], figures["command"]) == (30, 8, 5, "here")
@@ -357,9 +373,9 @@ def test_a_run_of_clips(run: Path) -> None:
     assert progress == sorted(progress)
     assert progress[-1] == (60, 60)
 
-    held_out = generation.recipe.data.build_held_out()
+    held_out = pipeline.recipe.data.build_held_out()
     clips = [held_out.read(n).media for n in spread(30, len(held_out))]
-    repeated = [psnr_db(clip[:, 4:], clip[:, 3:4]) for clip in clips]
+    repeated = [psnr_db(clip[:, 4:], clip[:, 3:4].expand(-1, 4, -1, -1)) for clip in clips]
     assert prediction["repeated_psnr_db"] == pytest.approx(sum(repeated) / 30)
 
     console = Console(width=100)
@@ -380,8 +396,8 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quickly")
 def test_another_extractor(run: Path, tmp_path: Path) -> None:
     """Classes are still told by the classifier; the distance is over the other's features."""
-    generation = Generation.load(run)
-    figures = evaluate_run(run, generation, count=4, extractor=str(scripted(Plain(), tmp_path)))
+    pipeline = Pipeline.load(run)
+    figures = evaluate_run(run, pipeline, count=4, extractor=str(scripted(Plain(), tmp_path)))
     assert figures["extractor"].startswith("TorchScript network.pt")
     assert 0 <= figures["frechet_distance"] < 10  # means of pixels
     assert figures["real"]["frame_accuracy"] > 0.1
@@ -410,11 +426,11 @@ def test_the_command_line(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "--prompts are for speech" in verb("--prompts", str(tmp_path / "texts.txt"))
 
 
-def test_pictures(painter: Generation) -> None:
+def test_pictures(painter: Pipeline) -> None:
     """Clips of one frame. The same seed gives the same figures; real pictures are far better than untrained ones."""
     held_out, known = Digits(*load_digits("test")), Digits(*load_digits("train"))
     learning = read_items(painter, known, learned(known, 50, 400))
-    classifier = train_classifier(learning, [held_out.read(n) for n in range(40)], 10, steps=150)
+    classifier = train_classifier(learning, [held_out.read(n) for n in range(40)], CLASSES, steps=150)
     first, again = (
         evaluate_visual(painter, held_out, known, classifier, count=50, classifier=classifier) for _ in range(2)
     )
@@ -430,16 +446,20 @@ def test_pictures(painter: Generation) -> None:
     assert first["frechet_distance"] > 5 * real["frechet_distance"]
 
 
-def test_without_classes(painter: Generation, tmp_path: Path) -> None:
+def test_without_classes(painter: Pipeline, tmp_path: Path) -> None:
     unconditional = load_recipe("digits", ["condition={kind: none}", "sample.guidance=1"]).condition
-    painter.recipe = painter.recipe.model_copy(update={"condition": unconditional})
+    painter.condition = unconditional.build()
     held_out, known = Digits(*load_digits("test")), Digits(*load_digits("train"))
     extractor = extractor_for(str(scripted(Plain(), tmp_path)))
     figures = evaluate_visual(painter, held_out, known, extractor, count=4)
     assert figures["frame_accuracy"] is figures["clip_accuracy"] is figures["real"]["frame_accuracy"] is None
+    judge = train_classifier([known.read(n) for n in range(20)], [held_out.read(0)], CLASSES, steps=2)
+    figures = evaluate_visual(painter, held_out, known, extractor, count=4, classifier=judge)
+    assert figures["frame_accuracy"] is figures["clip_accuracy"] is None  # no class was asked for
+    assert figures["real"]["frame_accuracy"] is not None
 
 
-def test_mistakes(painter: Generation, speaker: Generation, tmp_path: Path) -> None:
+def test_mistakes(painter: Pipeline, speaker: Pipeline, tmp_path: Path) -> None:
     held_out, known = Digits(*load_digits("test")), Digits(*load_digits("train"))
     extractor = extractor_for(str(scripted(Plain(), tmp_path)))
     with pytest.raises(UserError, match="two items or more"):
@@ -448,8 +468,9 @@ def test_mistakes(painter: Generation, speaker: Generation, tmp_path: Path) -> N
         evaluate_run(tmp_path, painter)
     with pytest.raises(UserError, match="--given 2: frames are for clips"):
         evaluate_run(tmp_path, speaker, given=2)
-    painter.classes = ("zero", "one")
-    with pytest.raises(UserError, match=r"class '\d' now"):
+    painter.condition = painter.recipe.condition.build()
+    painter.condition.load_state({"classes": ["zero", "one"]})
+    with pytest.raises(UserError, match=r"measure with: its class '\d' is none that the model knows"):
         list(read_items(painter, Digits(*load_digits("test")), range(10)))
 
 
@@ -466,19 +487,20 @@ class Partly(Digits):
         return replace(item, media=torch.zeros(1, 9, 9)) if index == 1 else item
 
 
-def test_broken_items_are_left_out_and_classes_go_by_name(painter: Generation) -> None:
+def test_items_that_cannot_be_used_are_left_out(painter: Pipeline) -> None:
     source = Partly(torch.zeros(4, 1, 8, 8), [5, 6, 7, 8])
-    assert [item.label for item in read_items(painter, source, range(4))] == [7, 8]
+    assert [item.entry.label for item in read_items(painter, source, range(4))] == ["7", "8"]
     with pytest.raises(UserError, match="the tokenizer takes pictures"):
         list(read_items(painter, source, [0, 1]))
-    painter.classes = tuple(reversed(painter.classes))
-    assert [item.label for item in read_items(painter, source, range(4))] == [2, 1]
+    painter.condition = painter.recipe.condition.build()
+    painter.condition.load_state({"classes": ["8", "9"]})
+    assert [item.entry.label for item in read_items(painter, source, range(4))] == ["8"]
 
 
 @pytest.mark.parametrize(("total", "count"), [(100, 10), (10, 10), (7, 10), (100, 50)])
 def test_the_classifier_does_not_learn_from_what_it_compares(total: int, count: int) -> None:
     source = Digits(torch.zeros(total, 1, 8, 8), [0] * total)
-    compared, others = floor(source, count), learned(source, count, 30)
+    compared, others = baseline_items(source, count), learned(source, count, 30)
     assert len(compared) == min(count, total // 2)
     assert len(others) == min(30, total - len(compared))
     assert not set(compared) & set(others)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from djepa_mm.media.mel import LogMel, convention_at
-from djepa_mm.runs.checkpoint import Checkpoint, save_checkpoint
+from djepa_mm.runs.checkpoint import save_checkpoint
 from djepa_mm.speech.vocoders.convention import check_convention
 from djepa_mm.speech.vocoders.fourier import FourierSize, FourierVocoder, load_fourier, overlap_add
 from djepa_mm.speech.vocoders.hifigan import PUBLISHED
@@ -192,8 +192,8 @@ def save_vocoder(run: Path) -> FourierVocoder:
         "size": vocoder.size.model_dump(),
         "convention": {f: getattr(vocoder.convention, f) for f in vocoder.convention.__dataclass_fields__},
     }
-    checkpoint = Checkpoint(recipe="", state=state, averaged=vocoder.state_dict(), online={}, training={})
-    save_checkpoint(run / "checkpoints", checkpoint, keep=1)
+    tensors = {"averaged": vocoder.state_dict(), "online": {}, "training": {}}
+    save_checkpoint(run / "checkpoints", "", state, tensors, keep=1)
     return vocoder.eval()
 
 
@@ -221,8 +221,7 @@ def test_what_is_no_vocoder_of_ours_is_refused_in_one_line(tmp_path: Path) -> No
     assert "no such run folder; a vocoder is made by: djepa-mm vocoder train" in refusal(kind="fourier", path=str(run))
     run.mkdir()
     assert "no checkpoint yet" in refusal(kind="fourier", path=str(run))
-    other = Checkpoint(recipe="", state={"step": 1}, averaged={}, online={}, training={})
-    save_checkpoint(run / "checkpoints", other, keep=1)
+    save_checkpoint(run / "checkpoints", "", {"step": 1}, {"averaged": {}, "online": {}, "training": {}}, keep=1)
     assert "holds no vocoder" in refusal(kind="fourier", path=str(run))
     save_vocoder(run)
     weights = run / "checkpoints" / "step-00000007" / "averaged.safetensors"
