@@ -19,7 +19,8 @@ validate mine.yaml` checks it, and `--set optim.lr=1e-4` overrides a key without
 `load_recipe("digits", {"optim.lr": 1e-4})`. An unknown key, a wrong type or a value out of range is an error of one
 line that names it. What is possible with folders of one's own is in [extending.md](extending.md).
 
-Sections that two recipes share are shown once. This page is generated from the schema: `python -m djepa_mm.recipe.reference > docs/recipes.md`."""
+Sections that two recipes share are shown once. This page is generated from the schema:
+`python -m djepa_mm.recipe.reference > docs/recipes.md`."""
 
 
 def reference() -> str:

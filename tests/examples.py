@@ -1,0 +1,106 @@
+"""Runs the examples of a page one after the other, in the folder where it is started: `python -m examples PAGE`.
+
+Blocks of Python share one namespace; those that begin with a comment that is a path are written there instead, and so
+is YAML. Commands go through the entry point, in this process. Trainings are short and small; nothing else is changed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+SMALL = {
+    "model.width": 32, "model.depth": 1, "model.heads": 2, "head.width": 32, "head.blocks": 1, "head.steps": 2,
+    "batch.size": 8, "sample.steps": 2, "run.samples": 4, "run.sample_every": None, "run.log_every": 2,
+    "optim.steps": 4, "optim.minutes": None, "optim.precision": "fp32",
+}  # fmt: skip
+SMALL_VOCODER = {"model.width": 16, "model.blocks": 1, "batch.size": 2, "optim.steps": 2, "optim.minutes": None}
+ELSEWHERE = (  # what CI and the developer run, before or beside the tests
+    "python3 -m venv .venv",
+    ". .venv/bin/activate",
+    'pip install -e ".[demo]" -c constraints.txt',
+    'pip install -e ".[dev]" -c constraints.txt',
+    *("pytest", "pre-commit install", "ruff check .", "ruff format .", "mypy"),
+)
+
+
+def blocks(page: Path) -> Iterator[tuple[int, str, str]]:
+    """(Line where it begins, language, text) of every fenced block."""
+    text = page.read_text(encoding="utf-8")
+    for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        yield text[: found.start()].count("\n") + 1, found[1], found[2]
+
+
+def run_page(page: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for line, language, text in blocks(page):
+        named = re.match(r"# (\S+/\S+\.(?:py|yaml))\n", text)
+        if named:
+            Path(named[1]).parent.mkdir(parents=True, exist_ok=True)
+            Path(named[1]).write_text(text, encoding="utf-8")
+        elif language == "python":
+            with shortened():
+                exec(compile("\n" * line + text, str(page), "exec"), namespace)
+        elif language == "bash":
+            for command in commands(text):
+                run_command(command)
+        else:
+            assert language == "text", f"{page}:{line}: a block of {language or 'no language'} that nothing runs"
+
+
+def commands(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        yield from (command.strip() for command in line.split("&&") if command.strip())
+
+
+def run_command(command: str) -> None:
+    """Raises ValueError for one that is neither ours nor known to run elsewhere."""
+    name, *arguments = shlex.split(command, comments=True)
+    if command in ELSEWHERE:
+        return
+    if name == "export":
+        os.environ.update(argument.split("=", 1) for argument in arguments)
+        return
+    if name != "djepa-mm":
+        raise ValueError(f"nothing runs this example: {command}")
+    from djepa_mm.cli import main
+
+    print("$", command, flush=True)
+    with shortened(), mock.patch("sys.argv", [name, *arguments]):
+        try:
+            main()
+        except SystemExit as end:
+            if end.code:
+                raise RuntimeError(f"{command}: exit code {end.code}") from None
+
+
+@contextmanager
+def shortened() -> Iterator[None]:
+    """While it lasts, whatever is trained is trained shortly."""
+    from djepa_mm import door
+    from djepa_mm.recipe.load import load_recipe, recipe_data
+    from djepa_mm.recipe.vocoder import load_vocoder_recipe
+    from djepa_mm.training import djepa, vocoder
+
+    def train(recipe: Any, *arguments: Any, **options: Any) -> Any:
+        corpus = {"data.count": 30} if hasattr(recipe.data, "count") else {}
+        return djepa.train(load_recipe(recipe_data(recipe), {**SMALL, **corpus}), *arguments, **options)
+
+    real = vocoder.train_vocoder
+
+    def train_vocoder(recipe: Any, *arguments: Any, **options: Any) -> Any:
+        return real(load_vocoder_recipe(recipe_data(recipe), SMALL_VOCODER), *arguments, **options)
+
+    with mock.patch.object(door, "train_djepa", train), mock.patch.object(vocoder, "train_vocoder", train_vocoder):
+        yield
+
+
+if __name__ == "__main__":
+    run_page(Path(sys.argv[1]))
