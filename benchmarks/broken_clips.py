@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from djepa_mm.data.sources.clips import find_videos
-from djepa_mm.media.files import write_clip
+from djepa_mm.media.clips import write_clip
 
 SETTLED = 100  # steps after which memory should not grow
 SMALL = ("model.width=128", "model.depth=2", "model.heads=2", "head.width=128", "head.blocks=2", "data.size=[32,32]",

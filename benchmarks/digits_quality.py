@@ -26,7 +26,7 @@ from sklearn.svm import SVC
 
 from djepa_mm.data.sources.digits import load_digits
 from djepa_mm.evaluate.frechet import frechet_distance
-from djepa_mm.generation.pipeline import Generation, with_sampling
+from djepa_mm.generation.pipeline import Pipeline, with_sampling
 
 COUNT = 100  # a class
 
@@ -61,16 +61,17 @@ def main() -> None:
     table = Table("run", "prediction", "guidance", "recognised", "distance", "ratio", "seconds")
     rows = []
     for run in runs:
-        generation = Generation.load(run, args.sample)
+        pipeline = Pipeline.load(run, args.sample)
         for guidance in args.guidance:
-            requests = generation.requests([], [], count=COUNT, duration_s=None, seed=1)
+            requests = pipeline.requests(count=COUNT, seed=1)
             began = time.perf_counter()
-            media = generation(requests, sampler=with_sampling(generation.sampler, guidance=guidance), batch_size=500)
+            media = pipeline(requests, sampler=with_sampling(pipeline.sampler, guidance=guidance), batch_size=500)
             seconds = time.perf_counter() - began
             x = pixels(torch.stack(media))
-            right = float(np.mean(judge.predict(x.numpy()) == [request.label for request in requests]))
+            wanted = [int(request.condition["class"]) for request in requests]
+            right = float(np.mean(judge.predict(x.numpy()) == wanted))
             distance = frechet_distance(x, pixels(all_x))
-            weight = generation.recipe.loss.prediction
+            weight = pipeline.recipe.loss.prediction
             rows.append({"run": run.name, "prediction": weight, "guidance": guidance, "recognised": right,
                          "distance": distance, "ratio": distance / real, "seconds": seconds})  # fmt: skip
             table.add_row(run.name, f"{weight:g}", f"{guidance:g}", f"{right:.1%}", f"{distance:.2f}",

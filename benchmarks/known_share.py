@@ -20,8 +20,8 @@ from rich.table import Table
 from djepa_mm.core.djepa import within_horizon
 from djepa_mm.core.heads.flow import FlowHead
 from djepa_mm.core.masking import draw_mask
-from djepa_mm.data.corpus import Corpus, Place
-from djepa_mm.generation.pipeline import Generation
+from djepa_mm.data.corpus import Corpus, Cursor
+from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.recipe.schema import BatchConfig
 
 
@@ -34,18 +34,18 @@ def main() -> None:
     args = parser.parse_args()
     table = Table("run", *(f"{share:.0%}" for share in args.shares), title="generation loss, by what is known")
     for run in args.runs:
-        losses = measure(Generation.load(run), args.shares, args.items, args.time_mean)
+        losses = measure(Pipeline.load(run), args.shares, args.items, args.time_mean)
         table.add_row(run.name, *(f"{loss:.3f}" for loss in losses))
     Console().print(table)
 
 
 @torch.no_grad()
-def measure(generation: Generation, shares: list[float], items: int, time_mean: float) -> list[float]:
-    source = generation.recipe.data.build_held_out()
+def measure(pipeline: Pipeline, shares: list[float], items: int, time_mean: float) -> list[float]:
+    source = pipeline.recipe.data.build_held_out()
     assert source is not None, "the run's corpus holds nothing out"
-    corpus = Corpus(source, generation.tokenizer, generation.conditions, BatchConfig(size=items))
-    batch, _ = next(corpus.batches(Place()))
-    model = generation.model
+    corpus = Corpus(source, pipeline.tokenizer, pipeline.condition, BatchConfig(size=items))
+    batch, _ = next(corpus.batches(Cursor()))
+    model = pipeline.model
     head = model.averaged.head
     if isinstance(head, FlowHead):
         head.time_sampling, head.time_mean = "logit-normal", time_mean

@@ -30,8 +30,10 @@ from djepa_mm.data.sources.moving_digits import centres_of_mass
 from djepa_mm.evaluate.features import train_classifier
 from djepa_mm.evaluate.visual import first_frames, predict, read_items, spread
 from djepa_mm.generation.edit import given_frames, run_edits
-from djepa_mm.generation.pipeline import Generation, Request, sheet
-from djepa_mm.runs.checkpoint import checkpoints, read_state
+from djepa_mm.generation.pipeline import Pipeline
+from djepa_mm.generation.request import Request
+from djepa_mm.media.sheet import sheet
+from djepa_mm.weights import checkpoints, read_state
 
 FAINT = 0.1  # ink below this is taken for noise, in generated clips and in real ones
 WHOLE = ("mask.horizon=null", "mask.start=0")  # all that is masked
@@ -63,15 +65,15 @@ def main() -> None:
     args = parser.parse_args()
 
     runs = args.runs or [train(args.out, way, args.minutes, args.set) for way in args.ways]
-    generation = Generation.load(runs[0], args.sample)
-    corpus, held_out = generation.recipe.data.build(), generation.recipe.data.build_held_out()
-    real = list(read_items(generation, held_out, range(len(held_out))))
-    learned = read_items(generation, corpus, spread(1000, len(corpus)))
-    judge = train_classifier(learned, real, len(generation.classes), seed=0)
+    pipeline = Pipeline.load(runs[0], args.sample)
+    corpus, held_out = pipeline.recipe.data.build(), pipeline.recipe.data.build_held_out()
+    real = list(read_items(pipeline, held_out, range(len(held_out))))
+    learned = read_items(pipeline, corpus, spread(1000, len(corpus)))
+    judge = train_classifier(learned, real, corpus.classes, seed=0)
     table = Table("run", "step", "minutes", "recognised", "path, px", "of real", "PSNR, dB", "gain, dB", "kept within",
                   "s a clip")  # fmt: skip
     console = Console(width=150)
-    score = judge.accuracy([item.media for item in real], [item.label or 0 for item in real])["frame_accuracy"]
+    score = judge.accuracy([item.media for item in real], [item.entry.label for item in real])["frame_accuracy"]
     straight = bends([item.media for item in real])
     console.print(f"real held-out clips: {score:.1%} of frames recognised, path {straight:.3f} px")
     rows = []
@@ -79,21 +81,22 @@ def main() -> None:
         found = checkpoints(run / "checkpoints") if args.curve else []
         for checkpoint in [*found[:-1], run]:
             count = args.count if checkpoint == run else args.count // 4
-            generation = Generation.load(checkpoint, args.sample)
+            pipeline = Pipeline.load(checkpoint, args.sample)
             state = read_state(checkpoint if checkpoint != run else checkpoints(run / "checkpoints")[-1])
-            requests = [Request(label=n % len(generation.classes), seed=(args.seed, n)) for n in range(count)]
+            conditions = pipeline.condition.examples(count, ())  # the classes in turn
+            requests = [Request(condition=one, seed=(args.seed, n)) for n, one in enumerate(conditions)]
             began = time.perf_counter()
-            clips = [clip.clamp(-1, 1) for clip in generation(requests)]
+            clips = [clip.clamp(-1, 1) for clip in pipeline(requests)]
             seconds = (time.perf_counter() - began) / count
-            right = judge.accuracy(clips, [request.label or 0 for request in requests])["frame_accuracy"]
-            given = first_frames(generation, 4)
+            right = judge.accuracy(clips, [request.condition["class"] for request in requests])["frame_accuracy"]
+            given = first_frames(pipeline, 4)
             assert given is not None
-            prediction = predict(generation, real[: min(100, count)], given)
+            prediction = predict(pipeline, real[: min(100, count)], given)
             row = {"run": run.name, "step": state["step"], "minutes": state["seconds"] / 60, "clips": count,
                    "recognised": right, "path": bends(clips), "path_of_real": bends(clips) / straight,
                    "given": given, "psnr_db": prediction["psnr_db"],
                    "gain_db": prediction["psnr_db"] - prediction["repeated_psnr_db"],
-                   "kept_within": between(generation, [item.media for item in real[:20]]),
+                   "kept_within": between(pipeline, [item.media for item in real[:20]]),
                    "seconds_per_clip": seconds}  # fmt: skip
             rows.append(row)
             print(json.dumps(row), file=sys.stderr, flush=True)
@@ -101,7 +104,7 @@ def main() -> None:
                           f"{row['path_of_real']:.2f}", f"{row['psnr_db']:.2f}", f"{row['gain_db']:+.2f}",
                           f"{row['kept_within']:.0e}", f"{seconds:.2f}")  # fmt: skip
             if checkpoint == run:
-                shown = [generation.tokenizer.preview(clip) for clip in clips[:20]]
+                shown = [pipeline.tokenizer.media.preview(clip) for clip in clips[:20]]
                 args.out.mkdir(parents=True, exist_ok=True)
                 sheet(shown, columns=4).save(args.out / f"{run.name}.png")
     console.print(table)
@@ -122,14 +125,16 @@ def bends(clips: list[Tensor]) -> float:
     return float(torch.cat(lengths).nan_to_num(nan=torch.inf).median())  # a frame without ink has no centre
 
 
-def between(generation: Generation, clips: list[Tensor]) -> float:
+def between(pipeline: Pipeline, clips: list[Tensor]) -> float:
     """The greatest difference of the given frames from what they were, where first and last ones are given."""
-    frames = generation.tokenizer.span[0]
+    frames, condition = pipeline.tokenizer.span[0], pipeline.condition.usual_requests()[0]
     edits = [
-        given_frames(generation, Request(label=0, seed=(7, n)), first=clip[:, :frames], last=clip[:, -frames:])
+        given_frames(
+            pipeline, Request(condition=condition, seed=(7, n)), first=clip[:, :frames], last=clip[:, -frames:]
+        )
         for n, clip in enumerate(clips)
     ]
-    done = run_edits(generation, edits)
+    done = run_edits(pipeline, edits)
     both = [torch.cat([new - old for new, old in ((a[:, :frames], b[:, :frames]), (a[:, -frames:], b[:, -frames:]))])
             for a, b in zip(done, clips, strict=True)]  # fmt: skip
     return float(torch.stack(both).abs().max())

@@ -30,10 +30,9 @@ from djepa_mm.data.sources.ljspeech import LJSpeechConfig
 from djepa_mm.errors import UserError
 from djepa_mm.evaluate.speech import evaluate_recordings, evaluate_speech
 from djepa_mm.evaluate.words import recogniser
-from djepa_mm.generation.pipeline import Generation, with_sampling
-from djepa_mm.recipe.schema import load_recipe
-from djepa_mm.runs.checkpoint import checkpoints, read_state
-from djepa_mm.tokenizers.mel import Mel
+from djepa_mm.generation.pipeline import Pipeline, with_sampling
+from djepa_mm.recipe.load import load_recipe
+from djepa_mm.weights import checkpoints, read_state
 
 EARLIER = 30  # sentences for checkpoints that are not the last
 
@@ -91,11 +90,9 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     listener = recogniser(args.recogniser, [])
     sets = {name: read(args.corpus / name, count) for name, count in (("held-out", args.count), ("page", None))}
     if args.runs:
-        mel = Generation.load(args.runs[0], args.sample).tokenizer
+        mel = Pipeline.load(args.runs[0], args.sample).tokenizer
     else:
         mel = load_recipe("ljspeech").tokenizer.build()
-    if not isinstance(mel, Mel):
-        raise UserError(f"{args.runs[0]}: this run is not of speech")
     rows: list[dict[str, Any]] = []
     with Progress(console=Console(stderr=True)) as bar:
 
@@ -121,14 +118,14 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             found = checkpoints(run / "checkpoints")
             wanted = [one for one in found if not args.steps or read_state(one)["step"] in args.steps]
             for checkpoint in wanted[-1:] if args.last else wanted:
-                generation, state = Generation.load(checkpoint, args.sample), read_state(checkpoint)
+                pipeline, state = Pipeline.load(checkpoint, args.sample), read_state(checkpoint)
                 last = checkpoint == found[-1]
                 for guidance in args.guidance:
-                    sampler = with_sampling(generation.sampler, guidance=guidance)
+                    sampler = with_sampling(pipeline.sampler, guidance=guidance)
                     for name, (texts, recordings) in sets.items() if last else [("held-out", sets["held-out"])]:
                         some = len(texts) if last else EARLIER
                         figures = evaluate_speech(
-                            generation, texts[:some], recordings[:some], listener, sampler, args.seed,
+                            pipeline, texts[:some], recordings[:some], listener, sampler, args.seed,
                             advance(f"{run.name}, step {state['step']}, {name}"), baseline=False,
                         )  # fmt: skip
                         add(f"{run.name}, {name}", figures, step=state["step"], minutes=state["seconds"] / 60,
@@ -140,7 +137,7 @@ def read(folder: Path, count: int | None) -> tuple[list[str], list[Tensor]]:
     """Texts and recordings of a corpus of make_speech_corpus.py, up to `count`."""
     source = LJSpeechConfig(source="ljspeech", root=str(folder), max_duration_s=30.0, limit=count).build()
     items = [source.read(index) for index in range(len(source))]
-    return [item.text or "" for item in items], [item.media for item in items]
+    return [item.entry.text or "" for item in items], [item.media for item in items]
 
 
 def shown(value: float | None, form: str) -> str:

@@ -22,10 +22,9 @@ from torch import Tensor
 
 from djepa_mm.evaluate.speech import evaluate_recordings, evaluate_speech, spoken_words
 from djepa_mm.evaluate.words import SentenceRecogniser, known_words
-from djepa_mm.generation.pipeline import Generation
-from djepa_mm.runs.checkpoint import find_checkpoint, read_state
-from djepa_mm.tokenizers.mel import Mel
+from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.types import Source
+from djepa_mm.weights import find_checkpoint, read_state
 
 FEWEST_WORDS, MOST_WORDS = 3, 12
 
@@ -39,17 +38,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args()
 
-    generation = Generation.load(args.run, args.sample)
-    mel = generation.tokenizer
-    assert isinstance(mel, Mel), "this run is not of speech"
-    data = generation.recipe.data
+    pipeline = Pipeline.load(args.run, args.sample)
+    mel, data = pipeline.tokenizer, pipeline.recipe.data
     draw = random.Random(args.seed)
     learned, held_out = data.build(), data.build_held_out()
     sets = {"its own sentences": read(learned, args.count, draw)}
     if held_out is not None:
         sets["held-out sentences"] = read(held_out, args.count, draw)
     sources = [source for source in (learned, held_out) if source is not None]
-    everything = [spoken_words(source.text(n) or "") for source in sources for n in range(len(source))]
+    everything = [spoken_words(source.entry(n).text or "") for source in sources for n in range(len(source))]
     known = known_words({word for text in everything for word in text.split()})
     new = [" ".join(draw.choices(sorted(known), k=draw.randint(FEWEST_WORDS, 6))) for _ in range(args.count)]
     speakable = [text for text in everything if set(text.split()) <= known]
@@ -68,9 +65,9 @@ def main() -> None:
         real = evaluate_recordings(mel, texts, recordings, recogniser)
         add(f"recordings, {what}", len(texts), real["word_error_rate"])
         add(f"recordings, {what}, mel and vocoder", len(texts), real["vocoder_word_error_rate"])
-        ours = evaluate_speech(generation, texts, recordings, recogniser, seed=args.seed, baseline=False)
+        ours = evaluate_speech(pipeline, texts, recordings, recogniser, seed=args.seed, baseline=False)
         add(f"generated, {what}", len(texts), ours["word_error_rate"])
-    ours = evaluate_speech(generation, new, None, recogniser, seed=args.seed)
+    ours = evaluate_speech(pipeline, new, None, recogniser, seed=args.seed)
     add("generated, new sentences of its words", len(new), ours["word_error_rate"])
     Console().print(table)
     state = read_state(find_checkpoint(args.run))
@@ -80,10 +77,10 @@ def main() -> None:
 
 def read(source: Source, count: int, draw: random.Random) -> tuple[list[str], list[Tensor]]:
     """Up to `count` sentences of a speakable length, with their recordings."""
-    lengths = {n: len(spoken_words(source.text(n) or "").split()) for n in range(len(source))}
+    lengths = {n: len(spoken_words(source.entry(n).text or "").split()) for n in range(len(source))}
     fitting = [n for n, length in lengths.items() if FEWEST_WORDS <= length <= MOST_WORDS]
     items = [source.read(n) for n in sorted(draw.sample(fitting, min(count, len(fitting))))]
-    return [item.text or "" for item in items], [item.media for item in items]
+    return [item.entry.text or "" for item in items], [item.media for item in items]
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from djepa_mm.data.sources.spoken_digits import WORDS, speak, unseen_strings
-from djepa_mm.evaluate.words import GrammarRecogniser, normalise, word_error_rate
-from djepa_mm.generation.pipeline import Generation
-from djepa_mm.recipe.schema import load_recipe
-from djepa_mm.runs.checkpoint import checkpoints, read_state
+from djepa_mm.evaluate.words import GrammarRecogniser, plain_words, word_error_rate
+from djepa_mm.generation.pipeline import Pipeline
+from djepa_mm.recipe.load import load_recipe
+from djepa_mm.weights import checkpoints, read_state
 
 TABLE = (
     *("sample.steps=8", "sample.steps=32", "head.steps=8", "head.steps=32"),
@@ -65,7 +65,7 @@ def main() -> None:
 
     def add(what: str, kind: str, waves: list[torch.Tensor], strings: list[str], **extra: object) -> None:
         rate = recipe.tokenizer.sample_rate_hz
-        words = [normalise(text) for text in strings]
+        words = [plain_words(text) for text in strings]
         wer = word_error_rate(words, [recogniser.hear(wave, rate) for wave in waves])
         row = {"what": what, "texts": kind, "strings": len(strings), "wer": wer, **extra}
         rows.append(row)
@@ -89,11 +89,11 @@ def main() -> None:
         add("espeak-ng, mel, Griffin-Lim", kind, waves, strings)
 
     def measure(checkpoint: Path, kind: str, strings: list[str], *overrides: str) -> None:
-        generation, state = Generation.load(checkpoint, [*args.sample, *overrides]), read_state(checkpoint)
+        pipeline, state = Pipeline.load(checkpoint, [*args.sample, *overrides]), read_state(checkpoint)
         began = time.perf_counter()
-        waves = generation(generation.requests([], strings, seed=args.seed), batch_size=32)
+        waves = pipeline(pipeline.requests([{"text": text} for text in strings], seed=args.seed), batch_size=32)
         seconds = time.perf_counter() - began
-        sample, head = generation.recipe.sample, generation.recipe.head
+        sample, head = pipeline.recipe.sample, pipeline.recipe.head
         add(checkpoint.parents[1].name, kind, waves, strings, step=state["step"], minutes=state["seconds"] / 60,
             T=sample.steps, head_steps=head.steps, guidance=sample.guidance,
             speed=sum(len(w) for w in waves) / recipe.tokenizer.sample_rate_hz / seconds)  # fmt: skip

@@ -25,12 +25,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from djepa_mm.conditions.text import class_condition
+from djepa_mm.conditions.label import class_condition
 from djepa_mm.core.masking import reveal_schedule
 from djepa_mm.core.sampler import Sampler
+from djepa_mm.core.types import TokenBatch
 from djepa_mm.recipe.build import build_model
-from djepa_mm.recipe.schema import load_recipe
-from djepa_mm.types import TokenBatch
+from djepa_mm.recipe.load import load_recipe
 
 SIDES = {256: (32, 32), 512: (32, 64), 1024: (64, 64), 2048: (64, 128), 4096: (128, 128)}  # pixels, by tokens
 
@@ -77,7 +77,7 @@ def measure(tokens: int, horizon: int | None, repeats: int) -> dict[str, Any]:
     assert spec.num_tokens == tokens
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     torch.manual_seed(0)
-    model = build_model(recipe, tokenizer, 10).train()
+    model = build_model(recipe, tokenizer, recipe.condition.build()).train()
     optimizer = torch.optim.AdamW(model.online.parameters(), lr=1e-4, fused=True)
     generator = torch.Generator().manual_seed(0)
     batch = TokenBatch(
@@ -90,19 +90,17 @@ def measure(tokens: int, horizon: int | None, repeats: int) -> dict[str, Any]:
     for _ in range(2 + repeats):  # the first two warm up
         began = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16):
-            total = model.loss(batch, generator).total
+            total = model(batch, generator).total
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
         model.update_average(0.99)
         steps.append(time.perf_counter() - began)
-    sampler = Sampler(steps=8, guidance=2.0, order="frames", schedule="linear", horizon=horizon)
+    sampler = Sampler(ar_steps=8, guidance=2.0, order="frames", schedule="linear", horizon=horizon)
     assert reveal_schedule(tokens, 8, "linear")[0] == tokens // 8
     for _ in range(2):
         began = time.perf_counter()
-        sampler.sample(
-            model, positions=batch.positions, valid=batch.valid, condition=batch.condition, generators=[generator]
-        )
+        sampler(model, positions=batch.positions, valid=batch.valid, condition=batch.condition, generators=[generator])
         samplings.append((time.perf_counter() - began) / 8)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {

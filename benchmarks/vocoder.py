@@ -25,13 +25,13 @@ from rich.table import Table
 from torch import Tensor
 
 from djepa_mm.evaluate.distance import stft_distance
-from djepa_mm.evaluate.words import known_words, normalise, recogniser, word_error_rate
-from djepa_mm.runs.checkpoint import find_checkpoint, read_state
+from djepa_mm.evaluate.words import known_words, plain_words, recogniser, word_error_rate
+from djepa_mm.media.mel import LogMel
+from djepa_mm.recipe.vocoder import load_vocoder_recipe
 from djepa_mm.speech.vocoders.fourier import load_fourier
 from djepa_mm.speech.vocoders.griffin_lim import GriffinLimConfig
-from djepa_mm.tokenizers.mel import MelConfig
-from djepa_mm.training.vocoder import load_vocoder_recipe
 from djepa_mm.types import Source
+from djepa_mm.weights import find_checkpoint, read_state
 
 
 def main() -> None:
@@ -55,13 +55,14 @@ def main() -> None:
         **{Path(name).name: recogniser(name, []) for name in args.recogniser},
     }
 
-    vocoder = GriffinLimConfig(kind="griffin-lim", iterations=args.iterations)
-    mel = MelConfig(kind="mel", sample_rate_hz=held_out.sample_rate_hz, vocoder=vocoder).build()
-    ours = load_fourier(checkpoint, mel.convention)
+    rate_hz = held_out.sample_rate_hz
+    log_mel = LogMel(rate_hz)
+    griffin_lim = GriffinLimConfig(kind="griffin-lim", iterations=args.iterations).build(log_mel.convention)
+    ours = load_fourier(checkpoint, log_mel.convention)
     ways: dict[str, Callable[[Tensor], Tensor]] = {
         "recordings": lambda clip: clip,
-        f"Griffin-Lim, {args.iterations} iterations": lambda clip: mel.waveform(mel.log_mel(clip[None]), len(clip))[0],
-        "ours": lambda clip: ours(mel.log_mel(clip[None]), len(clip))[0],
+        f"Griffin-Lim, {args.iterations} iterations": lambda clip: griffin_lim(log_mel(clip[None]), len(clip))[0],
+        "ours": lambda clip: ours(log_mel(clip[None]), len(clip))[0],
     }
     table = Table(
         "what", "clips", "STFT distance", *(f"word error rate, {name}" for name in recognisers), "times real time"
@@ -73,7 +74,7 @@ def main() -> None:
         for clip in clips:
             began = time.perf_counter()
             sounds.append(way(clip))
-            speeds.append(len(clip) / mel.sample_rate_hz / (time.perf_counter() - began))
+            speeds.append(len(clip) / rate_hz / (time.perf_counter() - began))
         row: dict[str, Any] = {
             "what": what,
             "clips": len(clips),
@@ -81,7 +82,7 @@ def main() -> None:
             "times_real_time": None if what == "recordings" else median(speeds),
         }
         for name, listener in recognisers.items():
-            heard = [normalise(listener.hear(sounds[index], mel.sample_rate_hz)) for index in texts]
+            heard = [plain_words(listener.hear(sounds[index], rate_hz)) for index in texts]
             row[f"word_error_rate_{name}"] = word_error_rate(list(texts.values()), heard)
         rows.append(row)
         rates = [f"{row[f'word_error_rate_{name}']:.1%}" for name in recognisers]
@@ -102,8 +103,8 @@ def main() -> None:
 
 
 def known_texts(source: Source) -> dict[int, str]:
-    """The corpus' texts, normalised, by index, without those that hold a word which pocketsphinx does not know."""
-    texts = {index: normalise(source.text(index) or "") for index in range(len(source))}
+    """The corpus' texts in plain words, by index, without those that hold a word which pocketsphinx does not know."""
+    texts = {index: plain_words(source.entry(index).text or "") for index in range(len(source))}
     known = known_words({word for text in texts.values() for word in text.split()})
     return {index: text for index, text in texts.items() if text and set(text.split()) <= known}
 

@@ -1,8 +1,12 @@
-"""What a device is fast at."""
+"""What a device is fast at, and how its speed is used."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from torch import nn
 
 
 def fast_bf16(device: torch.device) -> bool:
@@ -11,3 +15,20 @@ def fast_bf16(device: torch.device) -> bool:
         return True
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+@contextmanager
+def cast_linears(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """In here the linear layers hold their weights in another type, as autocast would cast them for each product.
+
+    Autocast keeps its casts only of weights that require a gradient; those of others it casts anew at every call, a
+    quarter of the time of sampling. What is computed is the same to the bit."""
+    held = [p for layer in module.modules() if isinstance(layer, nn.Linear) for p in layer.parameters(recurse=False)]
+    whole = [parameter.data for parameter in held]
+    try:
+        for parameter in held:
+            parameter.data = parameter.data.to(dtype)
+        yield
+    finally:
+        for parameter, data in zip(held, whole, strict=True):
+            parameter.data = data

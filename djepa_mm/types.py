@@ -213,6 +213,9 @@ class Source(Protocol):
 class SourceConfig(Config):
     """Base of a recipe's `data` section, defined beside the source that it builds."""
 
+    made: ClassVar[bool] = False
+    """Whether `build` makes the corpus where it is not there, so that nobody should call it only to look."""
+
     @abstractmethod
     def build(self) -> Source: ...
 

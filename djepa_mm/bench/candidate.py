@@ -14,7 +14,7 @@ from torch import Tensor
 
 from djepa_mm.media.clips import Clips, probe_clip, read_clip
 from djepa_mm.media.pictures import read_picture
-from djepa_mm.recipe.load import find_recipe, load_recipe, parse_recipe
+from djepa_mm.recipe.load import find_recipe, load_recipe, parse_recipe, parse_value
 from djepa_mm.recipe.schema import sections
 from djepa_mm.types import Config, Tokenizer, UserError
 
@@ -52,7 +52,7 @@ def parse_tokenizer(text: str, files: Sequence[Path]) -> Candidate:
     for pair in pairs:
         key, _, value = pair.partition("=")
         try:
-            raw[key.strip()] = yaml.safe_load(value)
+            raw[key.strip()] = parse_value(value)
         except yaml.YAMLError:
             raise UserError(f"--tokenizer {text}: {value!r} is not plain YAML") from None
     required = {key for key, field in kinds[name].model_fields.items() if field.is_required()}

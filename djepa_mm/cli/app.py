@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from typing import TextIO
+from pathlib import Path
+from typing import Annotated, TextIO
 
 import typer
 
+import djepa_mm
 from djepa_mm.cli import data, recipes, vocoder
 from djepa_mm.cli.demo import demo
 from djepa_mm.cli.doctor import doctor
@@ -19,14 +22,31 @@ from djepa_mm.cli.tokens import tokens
 from djepa_mm.cli.train import train
 from djepa_mm.errors import Notice, UserError
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"djepa-mm {djepa_mm.__version__}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="djepa-mm",
-    help="Generate images, video and speech with one model family, D-JEPA: train a recipe, then generate from the run.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    add_completion=False,
+    add_completion=True,
 )
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    """Generate images, video and speech with one model family, D-JEPA: train a recipe, then generate from the run."""
+
+
 for verb in (train, generate, edit, evaluate, tokens, info, doctor, demo):
     app.command()(verb)
 app.add_typer(recipes.app, name="recipes")
@@ -38,12 +58,24 @@ def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2."""
     warnings.showwarning = _show
     try:
-        app()
+        app(args=[_expanded(word) for word in sys.argv[1:]])
     except UserError as error:
         sys.stderr.write(f"djepa-mm: {error}\n")
         sys.exit(2)
+    except BrokenPipeError:  # whoever read what was printed is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        sys.stderr.write(f"djepa-mm: {error.filename or 'a file'}: {(error.strerror or str(error)).lower()}\n")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _expanded(word: str) -> str:
+    """An option such as --out=~/run with the home folder in it, which no shell puts there."""
+    option, equals, value = word.partition("=")
+    return f"{option}={Path(value).expanduser()}" if equals and option[:2] == "--" and value[:1] == "~" else word
 
 
 def _show(

@@ -64,11 +64,11 @@ def examine() -> tuple[Table, bool]:
         )
         healthy = False
     for name, (module, use, extra) in OPTIONAL.items():
-        found = importlib.util.find_spec(module) is not None
-        state = importlib.metadata.version(name) if found else f'missing, for {use}: pip install "djepa-mm[{extra}]"'
-        table.add_row(f"{name} (optional)", state)
+        table.add_row(
+            f"{name} (optional)", _state(name, module) or f'missing, for {use}: pip install "djepa-mm[{extra}]"'
+        )
     table.add_row("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads in use")
-    bf16 = "fast" if fast_bf16(torch.device("cpu")) else "slow: train with --set optim.precision=fp32"
+    bf16 = "fast" if fast_bf16(torch.device("cpu")) else "slow: fp32 is used instead"
     table.add_row("bf16 on the CPU", bf16)
     if torch.cuda.is_available():
         for n in range(torch.cuda.device_count()):
@@ -78,6 +78,16 @@ def examine() -> tuple[Table, bool]:
         table.add_row("CUDA", "no device; training runs on the CPU")
     table.add_row("disk free here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB")
     return table, healthy
+
+
+def _state(name: str, module: str) -> str | None:
+    """The version of an optional package; None where it is not there."""
+    if importlib.util.find_spec(module) is None:
+        return None
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # a module without a package, such as a copied folder
+        return "there, of an unknown version"
 
 
 def _minor(name: str) -> str:

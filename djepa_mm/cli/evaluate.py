@@ -21,6 +21,7 @@ from djepa_mm.cli.options import (
     console,
     progress_bar,
     read_prompts,
+    run_of,
 )
 
 
@@ -81,7 +82,7 @@ def evaluate(
             command=shlex.join(["djepa-mm", *sys.argv[1:]]),
             progress=progress,
         )
-    target = out or (run.parent.parent if (run / "state.json").is_file() else run) / "evaluation.json"
+    target = out or run_of(run) / "evaluation.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     console().print(report(figures))

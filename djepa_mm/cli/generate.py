@@ -25,6 +25,7 @@ from djepa_mm.cli.options import (
     check_finite,
     progress_bar,
     read_prompts,
+    run_of,
     size_of,
 )
 from djepa_mm.errors import UserError
@@ -82,7 +83,7 @@ def generate(
 ) -> None:
     """Generate from a trained run: a file an item, a sheet and a page of all."""
     from djepa_mm.door import load
-    from djepa_mm.generation.files import check_suffix, write_results
+    from djepa_mm.generation.files import check_suffix, clear_generated, write_results
 
     check_finite(seconds=seconds, rate=rate, guidance=guidance, temperature=temperature)
     if text is not None and prompts is not None:
@@ -111,7 +112,10 @@ def generate(
             batch_size=batch,
             progress=progress,
         )
-    folder = out or (run if run.name == "generated" else run / "generated")
+    folder = out
+    if folder is None:  # the run's own, of which nothing older is left
+        folder = run_of(run) / "generated"
+        clear_generated(folder)
     with progress_bar("writing") as progress:
         paths = list(_counted(write_results(items, folder, model.recipe.name, suffix), len(items) + 2, progress))
     for path in paths if len(paths) <= MOST_PATHS else paths[-2:]:

@@ -119,6 +119,11 @@ def read_prompts(path: Path) -> list[str]:
     return texts
 
 
+def run_of(path: Path) -> Path:
+    """The run folder of a run or of one of its checkpoints, which rotation deletes."""
+    return path.absolute().parent.parent if (path / "state.json").is_file() else path
+
+
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr; yields progress(done, total)."""

@@ -6,12 +6,15 @@ B batch, N tokens, C token channels.
 from __future__ import annotations
 
 import json
+import signal
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -22,6 +25,7 @@ from djepa_mm.recipe.schema import BatchConfig
 from djepa_mm.types import BrokenItem, ConditionKind, Item, MediaSpec, Progress, Source, Tokenizer, UserError
 
 BUCKET_BATCHES = 32  # items of this many batches are sorted by length together
+BEFORE = -1  # epoch that stands for what is read before training
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +68,19 @@ class Corpus:
         if not self.specs:
             raise UserError(f"the corpus has no readable item among {len(source)}: {self._example()}")
         self._check_share()
+        if config.cache and source_draws(source):
+            raise UserError(
+                "batch.cache keeps one reading of each item, but this source draws anew at each reading (data.flip or "
+                "data.window): set batch.cache to false, or let it draw nothing"
+            )
 
     # --- reading
 
     def read(self, index: int) -> Item | None:
         """The item, or None where it is broken; the report then names it."""
         try:
-            return self.source.read(index)
+            with drawing(self._seed(BEFORE, index)):
+                return self.source.read(index)
         except BrokenItem as error:
             self._report(index, str(error))
             self._check_share()
@@ -133,9 +143,10 @@ class Corpus:
             trained = False
             loader = DataLoader(
                 _Reading(self.source, self._cache),
-                batch_sampler=plan,
+                batch_sampler=[[(index, self._seed(epoch, index)) for index in indices] for indices in plan],
                 num_workers=0 if self._cache else self.config.workers,
                 collate_fn=list,
+                worker_init_fn=_leave_interrupts,
                 generator=torch.Generator(),  # of its own, so that it draws nothing from the run's random state
             )
             for number, rows in enumerate(loader, start=skip + 1):
@@ -146,6 +157,10 @@ class Corpus:
             if not trained and skip == 0:
                 raise UserError(f"no item of the corpus can be read: {self._example()}")
             epoch, skip = epoch + 1, 0
+
+    def _seed(self, epoch: int, index: int) -> int:
+        """Of what reading an item draws: the same wherever and whenever it is read in that epoch."""
+        return int(np.random.SeedSequence((self.seed, epoch - BEFORE, index)).generate_state(1)[0])
 
     def _tokenize(self, rows: Sequence[_Row]) -> TokenBatch | None:
         whole = []
@@ -246,20 +261,41 @@ class _Reading(Dataset[_Row]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, indices: list[int]) -> list[_Row]:
-        """A batch at once: sources that can read ahead do so."""
+    def __getitems__(self, wanted: list[tuple[int, int]]) -> list[_Row]:
+        """A batch at once, by index and seed: sources that can read ahead do so, and draw by the first one's seed."""
         if self.cache or not isinstance(self.source, ReadsAhead):
-            return [self[index] for index in indices]
-        items = self.source.read_all(indices)
-        return [
-            _Row(index, str(item) if isinstance(item, BrokenItem) else item.media)
-            for index, item in zip(indices, items, strict=True)
-        ]
+            return [self[one] for one in wanted]
+        indices = [index for index, _ in wanted]
+        with drawing(wanted[0][1]):
+            return [
+                _Row(index, str(item) if isinstance(item, BrokenItem) else item.media)
+                for index, item in zip(indices, self.source.read_all(indices), strict=True)
+            ]
 
-    def __getitem__(self, index: int) -> _Row:
+    def __getitem__(self, wanted: tuple[int, int]) -> _Row:
+        index, seed = wanted
         if index in self.cache:
             return _Row(index, self.cache[index])
         try:
-            return _Row(index, self.source.read(index).media)
+            with drawing(seed):
+                return _Row(index, self.source.read(index).media)
         except BrokenItem as error:
             return _Row(index, str(error))
+
+
+@contextmanager
+def drawing(seed: int) -> Iterator[None]:
+    """What torch draws in here begins with the seed, and nothing outside of here notices."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def source_draws(source: Source) -> bool:
+    """Whether the source gives another reading of an item each time."""
+    return getattr(source, "draws", False)
+
+
+def _leave_interrupts(_: int) -> None:
+    """Ctrl-C is for the process that trains, which saves and then ends its readers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

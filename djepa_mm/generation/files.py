@@ -76,6 +76,13 @@ def check_suffix(kind: Media, suffix: str, option: str) -> str:
     return suffix
 
 
+def clear_generated(folder: Path) -> None:
+    """Delete what `write_results` left in a folder before: files named by number, the sheet and the page."""
+    for path in folder.glob("*"):
+        if re.match(r"\d{4}-", path.name) or path.name in ("sheet.png", "index.html"):
+            path.unlink()
+
+
 def write_results(items: Sequence[Generated], folder: Path, name: str, suffix: str | None = None) -> Iterator[Path]:
     """Write a file an item, named by number and title, then `sheet.png` and `index.html` of all.
 

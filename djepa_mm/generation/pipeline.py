@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 from djepa_mm.core.djepa import DJEPA
 from djepa_mm.core.sampler import Sampler
 from djepa_mm.core.types import TokenBatch
+from djepa_mm.errors import UserError
 from djepa_mm.generation.request import Job, Request
-from djepa_mm.precision import fast_bf16
+from djepa_mm.precision import cast_linears, fast_bf16
 from djepa_mm.recipe.build import build_model, build_sampler
 from djepa_mm.recipe.load import Overrides, load_recipe
 from djepa_mm.recipe.schema import Recipe
@@ -71,8 +75,8 @@ class Pipeline:
         Raises UserError where nothing is usual."""
         wanted = conditions or self.condition.usual_requests()
         return [
-            Request(condition=condition, duration_s=duration_s, size=size, seed=(seed, n, k))
-            for n, condition in enumerate(wanted)
+            Request(condition=condition, duration_s=duration_s, size=size, seed=(seed, condition_number(condition), k))
+            for condition in wanted
             for k in range(count)
         ]
 
@@ -146,6 +150,11 @@ class Pipeline:
     ) -> list[Tensor]:
         """Media of every job, in their order, on the CPU; items of like length are sampled together."""
         sampler = sampler or self.sampler
+        if sampler.guidance != 1 and self.recipe.condition.drop == 0:
+            raise UserError(
+                f"--guidance {sampler.guidance:g}: this model was trained with condition.drop 0, so it has no null "
+                "condition to be guided away from: use 1"
+            )
         by_length = sorted(range(len(jobs)), key=lambda n: jobs[n].spec.num_tokens)
         media: dict[int, Tensor] = {}
         total = -(-len(jobs) // batch_size) * sampler.ar_steps
@@ -176,7 +185,8 @@ class Pipeline:
             for job, n in zip(jobs, counts, strict=True)
         ]
         bf16 = self.recipe.optim.precision == "bf16" and fast_bf16(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        in_bf16 = cast_linears(self.model.averaged, torch.bfloat16) if bf16 else nullcontext()
+        with in_bf16, torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             return sampler(
                 self.model,
                 positions=pad_sequence([job.spec.positions() for job in jobs], batch_first=True).to(device),
@@ -200,6 +210,12 @@ class Pipeline:
         )
         dropped = torch.tensor([condition is None], device=self.device)
         return self.model.target_features(batch.to(self.device), dropped)[0]
+
+
+def condition_number(condition: Mapping[str, Any]) -> int:
+    """32 bits that tell one condition from another, wherever it stands among those that are asked for."""
+    said = json.dumps(condition, sort_keys=True, default=str)
+    return int.from_bytes(hashlib.sha256(said.encode()).digest()[:4], "big")
 
 
 def with_sampling(

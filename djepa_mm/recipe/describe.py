@@ -83,6 +83,8 @@ def _condition(recipe: Recipe) -> ConditionKind[Any]:
         with torch.device("meta"):
             condition.module(recipe.model.size("width"))
     except UserError:
+        if recipe.data.made:  # nobody asked for a corpus to be made
+            raise
         condition.bind(recipe.data.build())
     return condition
 

@@ -88,7 +88,22 @@ def load_as(schema: type[Schema], source: str | Path | Mapping[str, Any], overri
         changes = [_parsed(override) for override in overrides]
     for key, value, shown in changes:
         _set(raw, key, value, shown)
-    return parse_recipe(schema, raw, origin, [key for key, _, _ in changes])
+    keys = [key for key, _, _ in changes]
+    for key, _, shown in changes:
+        if not isinstance(overrides, Mapping) and _wants_text(schema, raw, key):
+            _set(raw, key, shown.partition("=")[2], shown)  # as it was typed: 2024 is a name here
+    return parse_recipe(schema, raw, origin, keys)
+
+
+def _wants_text(schema: type[Config], raw: Mapping[str, Any], key: str) -> bool:
+    """Whether what stands at a key is no text, and has to be one."""
+    try:
+        schema.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        places = (".".join(str(part) for part in one["loc"]) for one in error.errors() if one["type"] == "string_type")
+        names = key.split(".")
+        return any([part for part in place.split(".") if part in names] == names for place in places)
+    return False
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -126,9 +141,15 @@ def _parsed(override: str) -> tuple[str, Any, str]:
     if not equals or not key.strip():
         raise UserError(f"--set {override}: write it as section.key=value, e.g. --set optim.lr=1e-4")
     try:
-        return key.strip(), parse_value(text), override
+        return key.strip(), parse_override(text), override
     except yaml.YAMLError as error:
         raise UserError(f"--set {override}: {yaml_problem(error)}") from None
+
+
+def parse_override(text: str) -> Any:
+    """As `parse_value`; but nobody writes a comment on the command line, so a # is part of a text."""
+    value = parse_value(text)
+    return text.strip() if isinstance(value, str) and " #" in text and text.strip()[:1] not in "'\"" else value
 
 
 def parse_value(text: str) -> Any:

@@ -38,6 +38,20 @@ def save_checkpoint(
     target = folder / f"step-{state['step']:08d}"
     temporary = folder / f".{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _write(temporary, recipe, state, tensors)
+    except BaseException:  # a full disk is not filled further
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    _sync(folder)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def _write(temporary: Path, recipe: str, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     temporary.mkdir()
     (temporary / "recipe.yaml").write_text(recipe, encoding="utf-8")
     text = json.dumps({"format": FORMAT, **state}, indent=2, ensure_ascii=False)
@@ -47,12 +61,6 @@ def save_checkpoint(
         save_file(whole, temporary / f"{name}.safetensors")
     for path in (*temporary.iterdir(), temporary):
         _sync(path)
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
-    _sync(folder)
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-    return target
 
 
 def differences(one: Path, other: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,10 +60,11 @@ def run_bar(console: Console, what: str, start: float = 0.0) -> Iterator[Advance
         yield advance
 
 
-def append_log(path: Path, row: dict[str, float]) -> None:
-    """Add a line to a log.jsonl."""
+def append_log(path: Path, row: Mapping[str, float]) -> None:
+    """Add a line to a log.jsonl, with seven digits of each figure, however small."""
+    shown = {key: float(f"{value:.7g}") if isinstance(value, float) else value for key, value in row.items()}
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({key: round(value, 6) for key, value in row.items()}) + "\n")
+        file.write(json.dumps(shown) + "\n")
 
 
 def cut_log(path: Path, step: int) -> None:

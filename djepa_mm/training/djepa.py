@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -27,15 +28,17 @@ from djepa_mm.training.task import Group, Report, Update, autocast
 from djepa_mm.types import Progress, Source, Tokenizer
 from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_tensors
 
-# What no shape of a tensor tells, and what the weights mean nonetheless
-UNSEEN = (
-    ("condition", "characters"),
-    ("condition", "units"),
-    ("head", "kind"),
-    ("head", "predicts"),
-    ("model", "rotary_base"),
-    ("model", "axes"),
-)
+# Keys by which weights mean what they mean, though no shape may tell; `None` is all keys of a section but FREE ones
+MEANING: dict[str, tuple[str, ...] | None] = {
+    "tokenizer": None,
+    "condition": None,
+    "model": ("heads", "positions", "axes", "rotary_base", "streams"),
+    "head": ("kind", "predicts"),
+}
+FREE = {
+    "tokenizer": {"vocoder", "max_duration_s", "size", "frames", "frame_rate", "vary", "tile", "model", "allow_pickle"},
+    "condition": {"drop", "sentences", "classes"},
+}
 
 
 class DJEPATask:
@@ -84,7 +87,7 @@ class DJEPATask:
     def begin(self, progress: Progress) -> None:
         if self.start is not None:
             checkpoint = find_checkpoint(self.start)
-            check_unseen(checkpoint, self.recipe, f"--from {checkpoint}")
+            check_meaning(checkpoint, self.recipe, f"--from {checkpoint}")
             tensors = read_tensors(checkpoint, "averaged")
             found = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{TOKENIZER}.")}
             for module in (self.model.averaged, self.model.online):
@@ -128,13 +131,23 @@ class DJEPATask:
         return self.pipeline.examples(run.samples, run.texts, run.seed)
 
 
-def check_unseen(checkpoint: Path, recipe: Recipe, option: str) -> None:
-    """Raises UserError where the weights of a checkpoint would load and mean something else in this recipe."""
+def check_meaning(checkpoint: Path, recipe: Recipe, option: str) -> None:
+    """Raises UserError where the weights of a checkpoint would mean something else in this recipe."""
     theirs = load_recipe(checkpoint / "recipe.yaml")
-    for section, key in UNSEEN:
-        there, here = (getattr(getattr(one, section), key, None) for one in (theirs, recipe))
-        if there != here:
-            raise UserError(f"{option}: its {section}.{key} is {there!r}, here {here!r}; make them agree")
+    for section, keys in MEANING.items():
+        there, here = (_meaning(getattr(one, section), keys, FREE.get(section, set())) for one in (theirs, recipe))
+        for key in there.keys() | here.keys():
+            if there.get(key) != here.get(key):
+                raise UserError(
+                    f"{option}: its {section}.{key} is {there.get(key)!r}, here {here.get(key)!r}; make them agree"
+                )
+
+
+def _meaning(section: Any, keys: tuple[str, ...] | None, free: set[str]) -> dict[str, Any]:
+    values = section.model_dump()
+    if "preset" in values:
+        values |= {name: section.size(name) for name in ("width", "depth", "heads")}
+    return {key: value for key, value in values.items() if (key in keys if keys is not None else key not in free)}
 
 
 def train(
@@ -168,7 +181,7 @@ def train(
 
 
 def _check_resumable(checkpoint: Path, recipe: Recipe) -> None:
-    check_unseen(checkpoint, recipe, f"--resume {checkpoint}")
+    check_meaning(checkpoint, recipe, f"--resume {checkpoint}")
     there, here = load_recipe(checkpoint / "recipe.yaml").optim.optimizer, recipe.optim.optimizer
     if there != here:
         raise UserError(f"--resume {checkpoint}: its optim.optimizer is {there}, here {here}; make them agree")

@@ -18,6 +18,7 @@ from djepa_mm.core.averaging import update_average, warmed_decay
 from djepa_mm.data.corpus import Cursor
 from djepa_mm.errors import UserError
 from djepa_mm.recipe.load import dump_recipe
+from djepa_mm.runs.files import check_writable, written_to
 from djepa_mm.runs.log import append_log, cut_log, run_bar
 from djepa_mm.training.callbacks import Callback
 from djepa_mm.training.interrupts import interruptible
@@ -70,6 +71,10 @@ class Trainer:
 
     def run(self) -> Outcome:
         """Train to the end of the recipe, or to an interrupt; either way a checkpoint is left."""
+        with written_to(self.out):
+            return self._run()
+
+    def _run(self) -> Outcome:
         from torch.utils.tensorboard import SummaryWriter  # a second to import
 
         state, settings = self.state, self.task.settings
@@ -106,7 +111,7 @@ class Trainer:
                     self.save()
                 began = time.monotonic() - state.seconds  # samples and checkpoints are not training time
             finished = not stopped()
-        folder = self.save()
+            folder = self.save()
         self._write_report()
         if finished:
             self.write_samples()
@@ -202,5 +207,8 @@ def check_folder(out: Path, *, resume: bool) -> None:
     """Raises UserError where a run folder holds a run already, or none to resume."""
     if resume:
         find_checkpoint(out)
-    elif checkpoints(out / "checkpoints"):
+        return
+    with written_to(out):
+        check_writable(out)
+    if checkpoints(out / "checkpoints"):
         raise UserError(f"{out}: holds a run already; go on with it: --resume, or choose another folder: --out")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from djepa_mm.data.corpus import Cursor
+from djepa_mm.precision import fast_bf16
 from djepa_mm.recipe.schema import OptimConfig
 from djepa_mm.training.state import TrainState
 from djepa_mm.types import Config, Progress
@@ -109,5 +110,6 @@ class Task(Protocol):
 
 
 def autocast(optim: OptimConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """Products of matrices in the recipe's precision."""
-    return torch.autocast(device.type, torch.bfloat16) if optim.precision == "bf16" else nullcontext()
+    """Products of matrices in the recipe's precision; in fp32 where the device is slower in bf16."""
+    bf16 = optim.precision == "bf16" and fast_bf16(device)
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()

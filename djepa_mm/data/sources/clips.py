@@ -116,6 +116,7 @@ class Clips:
     ) -> None:
         """files: relative to `root`, each with the name of its class, if it has one."""
         self.config, self.root, self.files, self.classes = config, root, files, classes
+        self.draws = config.window == "random"
         self.labels = labels
         self.reader = VideoReader(config.reader, config.decode_timeout_s)
         self.headers: list[Header | None] = []

@@ -44,6 +44,7 @@ class ImageFolder:
 
     def __init__(self, config: ImageFolderConfig) -> None:
         self.config = config
+        self.draws = config.flip
         self.root = Path(config.root).expanduser()
         if not self.root.is_dir():
             raise UserError(f"data.root: no folder at {config.root!r}; give a folder of pictures or of class folders")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ class MovingDigitsConfig(SourceConfig):
     """One digit in each clip, ten classes: it flies straight and bounces off the edges of the frame."""
 
     source: Literal["moving-digits"]
+    made: ClassVar[bool] = True
     count: PositiveInt = 2000
     frames: PositiveInt = 16
     size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] = (32, 32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import soundfile
@@ -25,6 +25,7 @@ class SpokenDigitsConfig(SourceConfig):
     """Strings of digits ("three one zero") in a clear synthetic voice, 22,050 Hz."""
 
     source: Literal["spoken-digits"]
+    made: ClassVar[bool] = True
     count: PositiveInt = 2000
     min_words: PositiveInt = 1
     max_words: PositiveInt = 5

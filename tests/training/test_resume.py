@@ -1,0 +1,210 @@
+"""Going on exactly: random readings, workers, recipes that differ, places that cannot be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import ROOT
+
+import djepa_mm
+from djepa_mm.data.corpus import Corpus, Cursor
+from djepa_mm.errors import UserError
+from djepa_mm.recipe.load import load_recipe
+from djepa_mm.runs.checkpoint import differences
+from djepa_mm.training.djepa import DJEPATask, train
+from djepa_mm.training.loop import Trainer
+from djepa_mm.weights import checkpoints, find_checkpoint
+
+SMALL = {
+    "model.width": 32, "model.depth": 1, "model.heads": 2, "model.dropout": 0.1, "head.width": 16, "head.blocks": 1,
+    "head.steps": 2, "batch.size": 4, "batch.cache": False, "sample.steps": 2, "optim.minutes": None,
+    "run.sample_every": None, "tokenizer.channels": 3, "run.save_every": 1000,
+}  # fmt: skip
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for n in range(10):
+        folder = tmp_path / "pictures" / f"class{n % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(folder / f"{n}.png")
+    return tmp_path / "pictures"
+
+
+def flipping(pictures: Path, **changes: object) -> dict[str, object]:
+    data = {"source": "image-folder", "root": str(pictures), "size": [8, 8], "flip": True}
+    return {**SMALL, "data": data, "optim.steps": 7, **changes}
+
+
+def part_and_rest(overrides: dict[str, object], out: Path, at: int) -> Path:
+    """A run that stops after `at` steps and then goes on to its end."""
+    recipe = load_recipe("digits", overrides)
+    task = DJEPATask(recipe, device=torch.device("cpu"))
+    trainer = Trainer(task, out)
+    task.online.train()
+    batches = task.batches(task.state.cursor)
+    for _ in range(at):
+        trainer.one_step(batches)
+    trainer.save()
+    train(recipe, out, resume=True)
+    return out
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_draws_the_same_readings(pictures: Path, tmp_path: Path, workers: int) -> None:
+    """Mid-epoch and over an epoch's end, with flips, with and without processes that read."""
+    overrides = flipping(pictures, **{"batch.workers": workers})
+    train(load_recipe("digits", overrides), tmp_path / "whole")
+    cut = part_and_rest(overrides, tmp_path / "cut", at=3)
+    assert differences(find_checkpoint(tmp_path / "whole"), find_checkpoint(cut)) == []
+
+
+def test_workers_change_nothing_and_epochs_draw_anew(pictures: Path) -> None:
+    read: dict[int, list[torch.Tensor]] = {}
+    for workers in (0, 1, 2):
+        recipe = load_recipe("digits", flipping(pictures, **{"batch.workers": workers, "batch.size": 10}))
+        source, tokenizer, kind = recipe.data.build(), recipe.tokenizer.build(), recipe.condition.build()
+        kind.bind(source)
+        batches = Corpus(source, tokenizer, kind, recipe.batch).batches(Cursor())
+        read[workers] = [next(batches)[0].tokens for _ in range(3)]
+    for workers in (1, 2):
+        assert all(torch.equal(a, b) for a, b in zip(read[0], read[workers], strict=True))
+    sums = [{round(float(item.sum()), 3): item for item in epoch} for epoch in read[0]]  # flips keep sums
+    flipped = [
+        [torch.equal(sums[0][key], other[key]) for key in sums[0] if key in other] for other in (sums[1], sums[2])
+    ]
+    assert all(0 < sum(row) < len(row) for row in flipped)  # some as in the first epoch, some not
+
+
+def test_a_cache_of_readings_that_are_drawn_anew_is_refused(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"batch\.cache keeps one reading .*data\.flip"):
+        train(load_recipe("digits", flipping(pictures, **{"batch.cache": True})), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head.predicts": "data"}, r"head\.predicts is 'velocity', here 'data'"),
+        ({"model.heads": 4}, r"model\.heads is 2, here 4"),
+        ({"tokenizer.patch": 2}, r"tokenizer\.patch is 4, here 2"),
+    ],
+)
+def test_a_run_is_not_resumed_as_another(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    common = {**SMALL, "tokenizer.channels": 1, "optim.steps": 2}
+    train(load_recipe("digits", common), tmp_path / "run")
+    with pytest.raises(UserError, match=message):
+        train(load_recipe("digits", {**common, "optim.steps": 4, **change}), tmp_path / "run", resume=True)
+
+
+def test_texts_in_another_alphabet_are_not_resumed(tmp_path: Path) -> None:
+    pytest.importorskip("espeakng_loader", reason="espeak-ng speaks this corpus")
+    common = {
+        **{key: value for key, value in SMALL.items() if not key.startswith("tokenizer")},
+        "data.count": 10, "data.root": str(tmp_path / "corpora"), "optim.steps": 1, "run.texts": ["one"],
+    }  # fmt: skip
+    train(load_recipe("spoken-digits", common), tmp_path / "run")
+    other = {**common, "optim.steps": 2, "condition.characters": "zyxwvutsrqponihgfe "}
+    with pytest.raises(UserError, match=r"condition\.characters is ' efghinorstuvwxz'"):
+        train(load_recipe("spoken-digits", other), tmp_path / "run", resume=True)
+
+
+def test_classes_that_moved_are_named(pictures: Path, tmp_path: Path) -> None:
+    train(load_recipe("digits", flipping(pictures, **{"optim.steps": 1})), tmp_path / "run")
+    (pictures / "class0").rename(pictures / "later")
+    with pytest.raises(UserError, match="class0, later on one side alone"):
+        train(load_recipe("digits", flipping(pictures)), tmp_path / "run", resume=True)
+
+
+def test_a_run_in_a_thread_ends_by_an_event_and_goes_on(tmp_path: Path) -> None:
+    recipe = load_recipe("digits", {**SMALL, "tokenizer.channels": 1, "optim.steps": 100_000})
+    stop, outcomes = threading.Event(), []
+    thread = threading.Thread(target=lambda: outcomes.append(train(recipe, tmp_path / "run", stop=stop)))
+    thread.start()
+    for _ in range(300):
+        if (tmp_path / "run" / "log.jsonl").exists():
+            break
+        time.sleep(0.1)
+    stop.set()
+    thread.join(60)
+    assert not outcomes[0].finished
+    assert find_checkpoint(tmp_path / "run").name == f"step-{outcomes[0].step:08d}"
+
+
+def test_an_interrupt_while_processes_read_is_saved(pictures: Path, tmp_path: Path) -> None:
+    """Ctrl-C reaches the whole group of processes; those that read leave it to the one that trains."""
+    overrides = flipping(pictures, **{"batch.workers": 2, "optim.steps": 100_000, "run.log_every": 1})
+    script = f"""
+import djepa_mm, json
+outcome = djepa_mm.train(djepa_mm.load_recipe("digits", {overrides!r}), "run", progress=False)
+print(outcome.finished)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for _ in range(600):
+        if (tmp_path / "run" / "log.jsonl").exists():
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert out.strip() == "False"
+    assert checkpoints(tmp_path / "run" / "checkpoints")
+
+
+# --- places that cannot be written ------------------------------------------------------------------------------------
+
+
+def test_a_file_in_the_way_of_the_run_folder_is_one_line(tmp_path: Path) -> None:
+    recipe = load_recipe("digits", {**SMALL, "tokenizer.channels": 1})
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "under" / "it"):
+        with pytest.raises(UserError, match="file: cannot be written"):
+            train(recipe, out)
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before_whole(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk; in a process of its own, for it cannot be raised again."""
+    code = f"""
+import resource, signal, sys
+import djepa_mm
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+small = { ({**SMALL, "tokenizer.channels": 1, "optim.steps": 6, "run.save_every": 2})!r}
+class Full(djepa_mm.Callback):
+    def on_checkpoint(self, folder):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
+try:
+    djepa_mm.train(djepa_mm.load_recipe("digits", small), "run", callbacks=[Full()], progress=False)
+except djepa_mm.UserError as error:
+    print(error)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert "cannot be written" in result.stdout, result.stdout + result.stderr
+    assert len(result.stdout.splitlines()) == 1
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    djepa_mm.load(tmp_path / "run")
+
+
+def test_small_learning_rates_are_not_logged_as_nothing(tmp_path: Path) -> None:
+    changes = {"tokenizer.channels": 1, "optim.lr": 3.3e-8, "optim.warmup_steps": 0, "optim.schedule": "constant"}
+    train(load_recipe("digits", {**SMALL, **changes, "optim.steps": 1}), tmp_path / "run")
+    (row,) = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert row["lr"] == 3.3e-8
+    assert row["step"] == 1
