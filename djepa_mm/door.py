@@ -52,6 +52,7 @@ class Model:
 
     @property
     def recipe(self) -> Recipe:
+        """What it was trained by, every default written out."""
         return self.pipeline.recipe
 
     def generate(

@@ -4,7 +4,7 @@ import torch
 
 import djepa_mm
 
-recipe = djepa_mm.load_recipe("digits", {"optim.minutes": 0.5, "optim.precision": "fp32"})
+recipe = djepa_mm.load_recipe("digits", {"optim.minutes": 0.5})
 training = threading.Thread(target=djepa_mm.train, args=(recipe, "runs/first-steps"))
 training.start()
 training.join()

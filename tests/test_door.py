@@ -152,6 +152,7 @@ def test_mistakes_in_what_is_asked_for(painter: Pipeline, speaker: Pipeline) -> 
         (lambda: model(painter).generate(text="one"), "takes no text"),
         (lambda: model(painter).generate(class_="walrus"), "walrus"),
         (lambda: model(painter).generate(class_=7, seconds=2.0), "seconds|duration|time"),
+        (lambda: model(painter).generate(class_=7, size=(16, 16)), "size"),
         (lambda: model(painter).generate(first_frames=torch.zeros(1, 1, 8, 8)), "clips"),
         (lambda: model(speaker).generate(class_=7), "takes no class"),
         (lambda: model(speaker).generate(), "text"),
@@ -216,8 +217,9 @@ def test_a_notebook_plays_clips(filmer: Pipeline) -> None:
     assert shown.count('<video controls loop muted src="data:video/mp4;base64,') == 1
 
 
-def test_nothing_is_shown_as_nothing() -> None:
+def test_items_are_printed_in_short(painter: Pipeline) -> None:
     assert Results()._repr_html_() == ""
+    assert repr(model(painter).generate(class_=7)) == "(Generated('7', (1, 8, 8)),)"
 
 
 # --- editing ----------------------------------------------------------------------------------------------------------
