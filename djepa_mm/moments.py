@@ -1,6 +1,8 @@
-"""Mean and variance of what comes in parts."""
+"""Mean and variance of what comes in parts, and tokens of unit variance."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -35,3 +37,38 @@ class Moments:
     def std(self) -> Tensor:
         """(C,) float64."""
         return self.variance.clamp_min(0).sqrt()
+
+
+class UnitVariance:
+    """Brings tokens of raw pixels to unit variance.
+
+    One mean for each channel of a token, but one standard deviation for all: a distance between tokens then stays a
+    distance between pixels, so the loss weighs every pixel alike, and a channel that hardly ever changes (the corner of
+    a big patch) is not blown up until its noise costs as much as the drawing.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.mean, self.std = torch.zeros(channels), torch.ones(())
+
+    def fit(self, rows: Iterable[Tensor]) -> None:
+        """rows: (n, C) each."""
+        moments = Moments()
+        for some in rows:
+            moments.add(some)
+        self.mean = moments.mean.float()
+        # the floor: a corpus of one flat colour still has tokens
+        self.std = moments.variance.mean().clamp_min(1e-6).sqrt().float()
+
+    def apply(self, tokens: Tensor) -> Tensor:
+        """(…, C)"""
+        return (tokens - self.mean.to(tokens)) / self.std.to(tokens)
+
+    def undo(self, tokens: Tensor) -> Tensor:
+        """(…, C)"""
+        return tokens * self.std.to(tokens) + self.mean.to(tokens)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"mean": self.mean, "std": self.std}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.mean, self.std = state["mean"], state["std"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 
 def fast_bf16(device: torch.device) -> bool:
@@ -32,3 +34,18 @@ def cast_linears(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     finally:
         for parameter, data in zip(held, whole, strict=True):
             parameter.data = data
+
+
+class _StaysFloat(TorchFunctionMode):
+    """Where somebody else's code casts a tensor to bf16, it gets a copy in fp32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.bfloat16:
+            return args[0].float().clone()
+        return func(*args, **(kwargs or {}))
+
+
+def without_slow_bf16(device: torch.device) -> AbstractContextManager[Any]:
+    """For code that computes in bf16 on its own account, such as torch's Muon: fp32 where bf16 is slow, which on a CPU
+    that does not know it is 60 times."""
+    return nullcontext() if fast_bf16(device) else _StaysFloat()

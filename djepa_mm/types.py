@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = [
+    "USUAL",
     "BrokenItem",
     "ConditionConfig",
     "ConditionKind",
     "Config",
     "Entry",
+    "Extent",
     "Item",
     "Media",
     "MediaSpec",
@@ -67,6 +69,18 @@ class MediaSpec:
         """(N, 3) float: every place of the grid as (t, h, w), w fastest."""
         axes = [torch.arange(n, dtype=torch.float32) for n in self.grid]
         return torch.cartesian_prod(*axes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """How large an item to generate shall be; None where nothing is asked for, and the usual or the needed is meant."""
+
+    num_tokens: int | None = None
+    duration_s: float | None = None
+    size: tuple[int, int] | None = None  # height and width in pixels
+
+
+USUAL = Extent()
 
 
 class Media(Protocol):
@@ -122,24 +136,12 @@ class Tokenizer(Protocol):
         """Samples or frames, rows and columns of the media that one token stands for; 1 on axes that it lacks."""
         ...
 
-    def check(self, source: Source) -> None:
-        """Raises UserError where the corpus' media are not of the kind that it takes."""
-        ...
-
     def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
         """Size of media of this shape (no batch axis). Raises UserError where the shape cannot be tokenized."""
         ...
 
-    def spec_for(
-        self,
-        *,
-        num_tokens: int | None = None,
-        duration_s: float | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> MediaSpec:
-        """Size of media to generate: so many tokens long, or of this duration; of this height and width.
-
-        With none of them, the usual size. Raises UserError for what cannot be chosen, or for what must be."""
+    def spec_for(self, extent: Extent = USUAL) -> MediaSpec:
+        """Size of media to generate. Raises UserError for what cannot be chosen, or for what must be."""
         ...
 
     def encode(self, media: Tensor) -> Tensor:

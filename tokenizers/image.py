@@ -15,8 +15,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from djepa_mm.media.pictures import Pictures
-from djepa_mm.moments import Moments
-from djepa_mm.types import Config, Media, MediaSpec, Source, UserError
+from djepa_mm.moments import UnitVariance
+from djepa_mm.types import USUAL, Config, Extent, Media, MediaSpec, UserError
 from djepa_mm.weights import PretrainedVAE
 
 Size = Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]  # a YAML list is a tuple here
@@ -91,13 +91,6 @@ class _Pictures:
     def fixed(self) -> MediaSpec | None:
         return None if self.vary else self.spec
 
-    def check(self, source: Source) -> None:
-        if (rate_hz := getattr(source, "sample_rate_hz", None)) is not None:
-            raise UserError(
-                f"data gives sound at {rate_hz} Hz, the tokenizer takes pictures: choose another data.source or "
-                "another tokenizer.kind"
-            )
-
     def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
         if not self.vary:
             if tuple(shape) != self.spec.shape:
@@ -113,15 +106,10 @@ class _Pictures:
             )
         return self._spec(*shape[1:])
 
-    def spec_for(
-        self,
-        *,
-        num_tokens: int | None = None,
-        duration_s: float | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> MediaSpec:
-        if duration_s is not None:
-            raise UserError(f"a picture has no duration, but {duration_s} s was asked for; leave it out")
+    def spec_for(self, extent: Extent = USUAL) -> MediaSpec:
+        size = extent.size
+        if extent.duration_s is not None:
+            raise UserError(f"a picture has no duration, but {extent.duration_s} s was asked for; leave it out")
         height, width = usual = self.spec.shape[1:]
         if size is not None and tuple(size) != usual:
             if not self.vary:
@@ -136,10 +124,10 @@ class _Pictures:
                     f"give multiples of {self.span[1]}"
                 )
         spec = self._spec(height, width)
-        if num_tokens not in (None, spec.num_tokens):
+        if extent.num_tokens not in (None, spec.num_tokens):
             raise UserError(
-                f"a picture of {height}×{width} pixels has {spec.num_tokens} tokens, not {num_tokens}; leave the "
-                "length out"
+                f"a picture of {height}×{width} pixels has {spec.num_tokens} tokens, not {extent.num_tokens}; "
+                "leave the length out"
             )
         return spec
 
@@ -162,38 +150,26 @@ class _Pictures:
 
 
 class Patches(_Pictures):
-    """Raw patches, brought to unit variance.
-
-    One mean for each channel of a token, but one standard deviation for all: a distance between tokens then stays a
-    distance between pixels, so the loss weighs every pixel alike, and a channel that hardly ever changes (the corner of
-    a big patch) is not blown up until its noise costs as much as the drawing.
-    """
+    """Raw patches, brought to unit variance: see `UnitVariance`."""
 
     def __init__(self, config: PatchesConfig) -> None:
         super().__init__(config, channels=config.channels, depth=config.channels, stride=1)
-        self.mean = torch.zeros(self.token_dim)
-        self.std = torch.ones(())
+        self.unit = UnitVariance(self.token_dim)
 
     def encode(self, media: Tensor) -> Tensor:
-        tokens = self._to_tokens(media)
-        return (tokens - self.mean.to(tokens)) / self.std.to(tokens)
+        return self.unit.apply(self._to_tokens(media))
 
     def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
-        return self._to_volume(tokens * self.std.to(tokens) + self.mean.to(tokens), spec).clamp(-1, 1)
+        return self._to_volume(self.unit.undo(tokens), spec).clamp(-1, 1)
 
     def fit(self, media: Iterable[Tensor]) -> None:
-        moments = Moments()
-        for picture in media:
-            moments.add(self._to_tokens(picture[None])[0])
-        self.mean = moments.mean.float()
-        # the floor: a corpus of one flat colour still has tokens
-        self.std = moments.variance.mean().clamp_min(1e-6).sqrt().float()
+        self.unit.fit(self._to_tokens(picture[None])[0] for picture in media)
 
     def state(self) -> dict[str, Tensor]:
-        return {"mean": self.mean, "std": self.std}
+        return self.unit.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self.mean, self.std = state["mean"], state["std"]
+        self.unit.load_state(state)
 
 
 class KLVAE(_Pictures):

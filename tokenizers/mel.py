@@ -19,7 +19,7 @@ from djepa_mm.media.mel import FLOOR, HOP_SAMPLES, MEL_BANDS, MIN_SAMPLES, LogMe
 from djepa_mm.media.sounds import Sounds
 from djepa_mm.moments import Moments
 from djepa_mm.speech.vocoders import GRIFFIN_LIM, AnyVocoder
-from djepa_mm.types import Config, Media, MediaSpec, Source, UserError
+from djepa_mm.types import USUAL, Config, Extent, Media, MediaSpec, UserError
 
 MIN_DURATION_S = 0.05
 
@@ -54,19 +54,6 @@ class Mel:
         self.mean = torch.zeros(MEL_BANDS)
         self.std = torch.ones(MEL_BANDS)
 
-    def check(self, source: Source) -> None:
-        rate_hz, ours = getattr(source, "sample_rate_hz", None), self.config.sample_rate_hz
-        if rate_hz is None:
-            raise UserError(
-                f"data gives no sound, the tokenizer takes sound at {ours} Hz: choose another data.source or another "
-                "tokenizer.kind"
-            )
-        if rate_hz != ours:
-            raise UserError(
-                f"data gives media at {rate_hz} Hz, the tokenizer takes {ours} Hz: make data.sample_rate_hz and "
-                "tokenizer.sample_rate_hz agree"
-            )
-
     def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
         if len(shape) != 1:
             raise UserError(f"the mel tokenizer takes waveforms (samples,), the data has {tuple(shape)}")
@@ -76,13 +63,8 @@ class Mel:
         frames = samples // HOP_SAMPLES
         return MediaSpec(grid=(-(-frames // self.config.frames_per_token), 1, 1), shape=(samples,))
 
-    def spec_for(
-        self,
-        *,
-        num_tokens: int | None = None,
-        duration_s: float | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> MediaSpec:
+    def spec_for(self, extent: Extent = USUAL) -> MediaSpec:
+        num_tokens, duration_s, size = extent.num_tokens, extent.duration_s, extent.size
         rate_hz = self.config.sample_rate_hz
         if size is not None:
             raise UserError(

@@ -18,8 +18,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from djepa_mm.media.clips import Clips
-from djepa_mm.moments import Moments
-from djepa_mm.types import Config, Media, MediaSpec, Source, UserError
+from djepa_mm.moments import UnitVariance
+from djepa_mm.types import USUAL, Config, Extent, Media, MediaSpec, UserError
 from djepa_mm.weights import PretrainedVAE
 
 FRAMES_AT_ONCE = 16  # that a VAE of pictures takes
@@ -121,13 +121,6 @@ class _Clips:
     def fixed(self) -> MediaSpec | None:
         return None if self.vary else self.spec
 
-    def check(self, source: Source) -> None:
-        if (rate_hz := getattr(source, "sample_rate_hz", None)) is not None:
-            raise UserError(
-                f"data gives sound at {rate_hz} Hz, the tokenizer takes clips: choose another data.source or another "
-                "tokenizer.kind"
-            )
-
     def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
         if not self.vary:
             if tuple(shape) != self.spec.shape:
@@ -144,25 +137,20 @@ class _Clips:
             )
         return self._spec(tuple(shape))
 
-    def spec_for(
-        self,
-        *,
-        num_tokens: int | None = None,
-        duration_s: float | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> MediaSpec:
+    def spec_for(self, extent: Extent = USUAL) -> MediaSpec:
+        duration_s = extent.duration_s
         channels, frames, _, _ = self.spec.shape
         if duration_s is not None and not abs(duration_s * self.frame_rate - frames) < 1:
             raise UserError(
                 f"every clip lasts {frames / self.frame_rate:.4g} s ({frames} frames, {self.frame_rate:g} a second), "
                 f"not {duration_s} s; leave the duration out"
             )
-        height, width = self._size(size)
+        height, width = self._size(extent.size)
         spec = self._spec((channels, frames, height, width))
-        if num_tokens not in (None, spec.num_tokens):
+        if extent.num_tokens not in (None, spec.num_tokens):
             raise UserError(
-                f"a clip of {frames} frames of {height}×{width} pixels has {spec.num_tokens} tokens, not {num_tokens}; "
-                "leave the length out"
+                f"a clip of {frames} frames of {height}×{width} pixels has {spec.num_tokens} tokens, not "
+                f"{extent.num_tokens}; leave the length out"
             )
         return spec
 
@@ -207,15 +195,13 @@ class _Clips:
 
 
 class ClipPatches(_Clips):
-    """Raw patches, brought to unit variance: one mean for each channel of a token, one standard deviation for all,
-    so that a distance between tokens stays a distance between pixels."""
+    """Raw patches, brought to unit variance: see `UnitVariance`."""
 
     def __init__(self, config: ClipPatchesConfig) -> None:
         super().__init__(config, config.channels, (1, 1, 1))
         p, q, r = config.patch
         self.token_dim = config.channels * p * q * r
-        self.mean = torch.zeros(self.token_dim)
-        self.std = torch.ones(())
+        self.unit = UnitVariance(self.token_dim)
 
     def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
         if not self.vary:
@@ -229,39 +215,29 @@ class ClipPatches(_Clips):
             )
         return self._spec(tuple(shape))
 
-    def spec_for(
-        self,
-        *,
-        num_tokens: int | None = None,
-        duration_s: float | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> MediaSpec:
+    def spec_for(self, extent: Extent = USUAL) -> MediaSpec:
+        duration_s = extent.duration_s
         if not self.vary or duration_s is None:
-            return super().spec_for(num_tokens=num_tokens, duration_s=duration_s, size=size)
+            return super().spec_for(extent)
         if not (math.isfinite(duration_s) and duration_s > 0):
             raise UserError(f"a duration of {duration_s} s: give more than 0")
         tokens = max(1, round(duration_s * (self.frame_rate / self.span[0])))
-        return self._spec((self.spec.shape[0], tokens * self.patch[0], *self._size(size)))
+        return self._spec((self.spec.shape[0], tokens * self.patch[0], *self._size(extent.size)))
 
     def encode(self, media: Tensor) -> Tensor:
-        return (self._to_tokens(media) - self.mean.to(media)) / self.std.to(media)
+        return self.unit.apply(self._to_tokens(media))
 
     def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
-        return self._to_volume(tokens * self.std.to(tokens) + self.mean.to(tokens), spec).clamp(-1, 1)
+        return self._to_volume(self.unit.undo(tokens), spec).clamp(-1, 1)
 
     def fit(self, media: Iterable[Tensor]) -> None:
-        moments = Moments()
-        for clip in media:
-            moments.add(self._to_tokens(clip[None])[0])
-        self.mean = moments.mean.float()
-        # the floor: a corpus of one flat colour still has tokens
-        self.std = moments.variance.mean().clamp_min(1e-6).sqrt().float()
+        self.unit.fit(self._to_tokens(clip[None])[0] for clip in media)
 
     def state(self) -> dict[str, Tensor]:
-        return {"mean": self.mean, "std": self.std}
+        return self.unit.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self.mean, self.std = state["mean"], state["std"]
+        self.unit.load_state(state)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

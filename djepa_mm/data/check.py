@@ -6,7 +6,18 @@ from rich.table import Table
 
 from djepa_mm.data.corpus import Corpus
 from djepa_mm.recipe.schema import Recipe
-from djepa_mm.types import MediaSpec, Progress
+from djepa_mm.types import MediaSpec, Progress, Source, Tokenizer, UserError
+
+
+def check_media(source: Source, tokenizer: Tokenizer) -> None:
+    """Raises UserError where a corpus' media are not what the tokenizer takes: sound at its rate, or none."""
+    gives, takes = (getattr(one, "sample_rate_hz", None) for one in (source, tokenizer.media))
+    if gives != takes:
+        given, taken = ("no sound" if rate is None else f"sound at {rate} Hz" for rate in (gives, takes))
+        advice = "make data.sample_rate_hz and tokenizer.sample_rate_hz agree"
+        if None in (gives, takes):
+            advice = "choose another data.source or another tokenizer.kind"
+        raise UserError(f"data gives {given}, the tokenizer takes {taken}: {advice}")
 
 
 def check_corpus(recipe: Recipe, progress: Progress) -> tuple[Table, bool]:

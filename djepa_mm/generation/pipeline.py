@@ -23,7 +23,7 @@ from djepa_mm.precision import cast_linears, fast_bf16
 from djepa_mm.recipe.build import build_model, build_sampler
 from djepa_mm.recipe.load import Overrides, load_recipe
 from djepa_mm.recipe.schema import Recipe
-from djepa_mm.types import ConditionKind, MediaSpec, Progress, Tokenizer
+from djepa_mm.types import ConditionKind, Extent, MediaSpec, Progress, Tokenizer
 from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_state, read_tensors
 
 Jobs = list[Job]  # of one request: one, or the parts that are joined
@@ -107,8 +107,8 @@ class Pipeline:
         """Size of the media to generate: of the given duration, else as long as the condition takes."""
         tokens = self.condition.length(value)
         if tokens is None or duration_s is not None:
-            return self.tokenizer.spec_for(duration_s=duration_s, size=request.size)
-        return self.tokenizer.spec_for(num_tokens=max(1, round(tokens)), size=request.size)
+            return self.tokenizer.spec_for(Extent(duration_s=duration_s, size=request.size))
+        return self.tokenizer.spec_for(Extent(num_tokens=max(1, round(tokens)), size=request.size))
 
     # --- media
 

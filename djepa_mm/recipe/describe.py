@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from djepa_mm.core.djepa import Networks, Stack
 from djepa_mm.recipe.build import build_model
 from djepa_mm.recipe.schema import Recipe
-from djepa_mm.types import ConditionKind, UserError
+from djepa_mm.types import ConditionKind, Extent, UserError
 
 EXAMPLE_S = 5.0  # duration that stands for an item where items vary in length
 
@@ -29,7 +29,7 @@ def describe(recipe: Recipe) -> Table:
     try:
         spec, item = tokenizer.spec_for(), "an item"
     except UserError:
-        spec, item = tokenizer.spec_for(duration_s=EXAMPLE_S), f"an item of {EXAMPLE_S:g} s"
+        spec, item = tokenizer.spec_for(Extent(duration_s=EXAMPLE_S)), f"an item of {EXAMPLE_S:g} s"
     with torch.device("meta"):
         online = build_model(recipe, tokenizer, condition).online
 

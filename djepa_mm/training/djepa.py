@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from djepa_mm.core.types import TokenBatch
+from djepa_mm.data.check import check_media
 from djepa_mm.data.corpus import Corpus, Cursor
 from djepa_mm.errors import UserError
 from djepa_mm.generation.pipeline import Pipeline
@@ -79,7 +80,7 @@ class DJEPATask:
 
     def _check_fit(self, source: Source, tokenizer: Tokenizer) -> None:
         """The corpus gives what the tokenizer takes; learned positions need media of one size."""
-        tokenizer.check(source)
+        check_media(source, tokenizer)
         if self.recipe.model.fixed_grid and tokenizer.fixed is None:
             kind = self.recipe.model.positions
             raise UserError(f"model.positions is {kind}, but this tokenizer's media vary in size: set it to rotary")

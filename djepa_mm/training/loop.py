@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from djepa_mm.core.averaging import update_average, warmed_decay
 from djepa_mm.data.corpus import Cursor
 from djepa_mm.errors import UserError
+from djepa_mm.precision import without_slow_bf16
 from djepa_mm.recipe.load import dump_recipe
 from djepa_mm.runs.files import check_writable, written_to
 from djepa_mm.runs.log import append_log, cut_log, run_bar
@@ -155,8 +156,9 @@ class Trainer:
         if not bool(norm.isfinite()):
             step = self.state.step
             raise UserError(f"step {step}: the gradient is {norm.item()}; lower optim.lr ({optim.lr}) and resume")
-        for optimizer in chosen.optimizers:
-            optimizer.step()
+        with without_slow_bf16(self.state.device):
+            for optimizer in chosen.optimizers:
+                optimizer.step()
         return norm
 
     # --- what the run leaves

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from djepa_mm.data.check import check_media
 from djepa_mm.layout import part_folder
-from djepa_mm.types import Config, MediaSpec, Tokenizer, UserError
+from djepa_mm.types import Config, Extent, MediaSpec, Tokenizer, UserError
 
 FOLDER = part_folder("tokenizers")
 CONFIGS = [
@@ -67,7 +68,7 @@ def spec(tokenizer: Tokenizer) -> MediaSpec:
     try:
         return tokenizer.spec_for()
     except UserError:
-        return tokenizer.spec_for(duration_s=DURATION_S)
+        return tokenizer.spec_for(Extent(duration_s=DURATION_S))
 
 
 def axes_of(wanted: MediaSpec) -> tuple[int, int, int]:
@@ -173,7 +174,7 @@ def test_a_token_stands_for_its_span(config: Any) -> None:
     sizes = axes_of(wanted)
     assert wanted.grid == tuple(-(-size // span) for size, span in zip(sizes, tokenizer.span, strict=True))
     if tokenizer.media.per_second is not None:
-        assert tokenizer.spec_for(duration_s=sizes[0] / tokenizer.media.per_second) == wanted
+        assert tokenizer.spec_for(Extent(duration_s=sizes[0] / tokenizer.media.per_second)) == wanted
 
 
 def test_media_join_in_time_or_say_that_they_cannot(config: Any) -> None:
@@ -191,9 +192,9 @@ def test_a_corpus_of_other_media_is_refused_in_one_line(config: Any) -> None:
     tokenizer = config.build()
     sounds = len(spec(tokenizer).shape) == 1
     good, bad = (Corpus(tokenizer.media.per_second), object()) if sounds else (object(), Corpus(22050))
-    tokenizer.check(good)
+    check_media(good, tokenizer)
     with pytest.raises(UserError, match=r"^data gives [^\n]*the tokenizer takes [^\n]*$"):
-        tokenizer.check(bad)
+        check_media(bad, tokenizer)
 
 
 def test_media_have_one_size_or_any_that_tokens_fill(config: Any) -> None:
@@ -201,17 +202,17 @@ def test_media_have_one_size_or_any_that_tokens_fill(config: Any) -> None:
     wanted = spec(tokenizer)
     if len(wanted.shape) == 1:
         with pytest.raises(UserError, match="no height and width"):
-            tokenizer.spec_for(duration_s=DURATION_S, size=(16, 16))
+            tokenizer.spec_for(Extent(duration_s=DURATION_S, size=(16, 16)))
         return
-    assert tokenizer.fixed == tokenizer.spec_for() == tokenizer.spec_for(size=wanted.shape[-2:])
+    assert tokenizer.fixed == tokenizer.spec_for() == tokenizer.spec_for(Extent(size=wanted.shape[-2:]))
     _, rows, columns = tokenizer.span
     height, width = wanted.shape[-2] + 2 * rows, wanted.shape[-1] + columns * (2 if columns % 2 else 1)
     with pytest.raises(UserError, match=rf"not {height}×{width}: leave the size out, or train with tokenizer\.vary$"):
-        tokenizer.spec_for(size=(height, width))
+        tokenizer.spec_for(Extent(size=(height, width)))
     tokenizer = config.model_copy(update={"vary": True}).build()
     assert tokenizer.fixed is None
     assert tokenizer.spec_for() == wanted
-    other = tokenizer.spec_for(size=(height, width))
+    other = tokenizer.spec_for(Extent(size=(height, width)))
     assert other.shape == (*wanted.shape[:-2], height, width)
     assert other.grid == (wanted.grid[0], height // rows, width // columns)
     media = realistic(other.shape, 0)
@@ -221,7 +222,7 @@ def test_media_have_one_size_or_any_that_tokens_fill(config: Any) -> None:
     assert tokenizer.decode(tokens, other).shape == media.shape
     for wrong in ((height + 1, width), (height, 0), (-height, width)):
         with pytest.raises(UserError, match=r"^a size of [^\n]* does not divide [^\n]*$"):
-            tokenizer.spec_for(size=wrong)
+            tokenizer.spec_for(Extent(size=wrong))
         with pytest.raises(UserError, match="multiples of"):
             tokenizer.spec_of((*wanted.shape[:-2], *wrong))
 
@@ -241,7 +242,7 @@ def test_lengths_that_make_no_sense_are_refused_in_one_line(config: Any) -> None
     tokenizer = config.build()
     for duration_s in (0.0, -1.0, 1e9, float("nan"), float("inf")):
         with pytest.raises(UserError) as error:
-            tokenizer.spec_for(duration_s=duration_s)
+            tokenizer.spec_for(Extent(duration_s=duration_s))
         assert "\n" not in str(error.value)
     with pytest.raises(UserError):
         tokenizer.spec_of((1, 2, 3, 4, 5))

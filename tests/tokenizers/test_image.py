@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from pydantic import ValidationError
 
 from djepa_mm.tokenizers.image import KLVAE, KLVAEConfig, PatchesConfig
-from djepa_mm.types import UserError
+from djepa_mm.types import Extent, UserError
 
 BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
 
@@ -56,10 +56,10 @@ def test_patches_keep_distances_between_pixels(pictures: torch.Tensor) -> None:
     patches.fit(corpus)
     tokens = patches.encode(corpus)
     ratio = (tokens[0] - tokens[1]).norm() / (corpus[0] - corpus[1]).norm()
-    torch.testing.assert_close(ratio, 1 / patches.std)
+    torch.testing.assert_close(ratio, 1 / patches.unit.std)
     moved = corpus.clone()
     moved[:, :, 0, 0] += 0.5  # the pixel that never changes
-    torch.testing.assert_close((patches.encode(moved) - tokens).abs().max(), 0.5 / patches.std)
+    torch.testing.assert_close((patches.encode(moved) - tokens).abs().max(), 0.5 / patches.unit.std)
 
 
 def test_decoded_pictures_stay_within_range() -> None:
@@ -86,16 +86,16 @@ def test_pictures_of_other_sizes_come_back_exactly() -> None:
     patches = PatchesConfig(kind="patches", patch=4, size=[16, 32], vary=True).build()
     patches.fit(torch.rand(3, 8 * n, 12, generator=torch.Generator().manual_seed(n)) for n in (1, 2, 3))
     assert patches.spec_for().shape == (3, 16, 32)
-    assert patches.spec_for(size=(8, 12), num_tokens=6) == patches.spec_of((3, 8, 12))
+    assert patches.spec_for(Extent(size=(8, 12), num_tokens=6)) == patches.spec_of((3, 8, 12))
     picture = torch.rand(3, 8, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
     spec = patches.spec_of((3, 8, 12))
     assert spec.grid == (1, 2, 3)
     tokens = patches.encode(picture[None])
-    raw = tokens * patches.std + patches.mean
+    raw = tokens * patches.unit.std + patches.unit.mean
     torch.testing.assert_close(raw[0, 3 + 1], picture[:, 4:8, 4:8].flatten())  # row 1, column 1 of 2 × 3
     torch.testing.assert_close(patches.decode(tokens, spec)[0], picture)
     with pytest.raises(UserError, match=r"8×12 pixels has 6 tokens, not 8; leave the length out"):
-        patches.spec_for(size=(8, 12), num_tokens=8)
+        patches.spec_for(Extent(size=(8, 12), num_tokens=8))
     with pytest.raises(UserError, match=r"multiples of 4, the data has \(3, 8, 10\); data\.multiple_of"):
         patches.spec_of((3, 8, 10))
 
@@ -103,7 +103,7 @@ def test_pictures_of_other_sizes_come_back_exactly() -> None:
 def test_pictures_of_one_size_are_refused_another() -> None:
     patches = PatchesConfig(kind="patches", patch=4, channels=1, size=[8, 8]).build()
     with pytest.raises(UserError) as error:
-        patches.spec_for(size=(16, 8))
+        patches.spec_for(Extent(size=(16, 8)))
     assert str(error.value) == (
         "every picture has 8×8 pixels, not 16×8: leave the size out, or train with tokenizer.vary"
     )

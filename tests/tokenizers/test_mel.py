@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from djepa_mm.data.check import check_media
 from djepa_mm.tokenizers.mel import MelConfig
-from djepa_mm.types import UserError
+from djepa_mm.types import Extent, UserError
 
 RATE_HZ = 22050
 
@@ -85,13 +86,13 @@ def test_the_shortest_waveform_goes_all_the_way() -> None:
 
 def test_speech_needs_a_length_within_range() -> None:
     mel = MelConfig(kind="mel", max_duration_s=2.0).build()
-    assert mel.spec_for(duration_s=1.0).shape == (RATE_HZ,)
-    assert mel.spec_for(duration_s=1.0).grid == (22, 1, 1)  # 86 frames
-    assert mel.spec_for(num_tokens=10).shape == (10 * 4 * 256,)
-    assert mel.spec_for(num_tokens=10).num_tokens == 10
+    assert mel.spec_for(Extent(duration_s=1.0)).shape == (RATE_HZ,)
+    assert mel.spec_for(Extent(duration_s=1.0)).grid == (22, 1, 1)  # 86 frames
+    assert mel.spec_for(Extent(num_tokens=10)).shape == (10 * 4 * 256,)
+    assert mel.spec_for(Extent(num_tokens=10)).num_tokens == 10
     for wrong in (0.0, 0.04, 2.1, float("nan"), float("inf"), -1.0):
         with pytest.raises(UserError, match=r"0\.05 to 2 s"):
-            mel.spec_for(duration_s=wrong)
+            mel.spec_for(Extent(duration_s=wrong))
     with pytest.raises(UserError, match="needs a length"):
         mel.spec_for()
     assert mel.fixed is None
@@ -99,12 +100,12 @@ def test_speech_needs_a_length_within_range() -> None:
 
 def test_corpora_of_another_rate_and_without_sound_are_refused() -> None:
     mel = MelConfig(kind="mel").build()
-    mel.check(SimpleNamespace(sample_rate_hz=RATE_HZ))
+    check_media(SimpleNamespace(sample_rate_hz=RATE_HZ), mel)
     with pytest.raises(UserError) as error:
-        mel.check(SimpleNamespace(sample_rate_hz=16000))
+        check_media(SimpleNamespace(sample_rate_hz=16000), mel)
     assert str(error.value) == (
-        "data gives media at 16000 Hz, the tokenizer takes 22050 Hz: make data.sample_rate_hz and "
+        "data gives sound at 16000 Hz, the tokenizer takes sound at 22050 Hz: make data.sample_rate_hz and "
         "tokenizer.sample_rate_hz agree"
     )
     with pytest.raises(UserError, match=r"no sound, the tokenizer takes sound at 22050 Hz"):
-        mel.check(SimpleNamespace())
+        check_media(SimpleNamespace(), mel)

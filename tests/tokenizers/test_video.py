@@ -12,7 +12,7 @@ from support import SHARED
 
 from djepa_mm.media.clips import Clips
 from djepa_mm.tokenizers.video import ClipPatches, ClipPatchesConfig, ClipVAE, ClipVAEConfig
-from djepa_mm.types import UserError
+from djepa_mm.types import Extent, UserError
 
 pytest.importorskip("av")
 
@@ -125,7 +125,7 @@ def test_patches_keep_distances_between_pixels() -> None:
     tokenizer = patches()
     tokenizer.fit(corpus)
     tokens = tokenizer.encode(corpus)
-    torch.testing.assert_close((tokens[0] - tokens[1]).norm() / (corpus[0] - corpus[1]).norm(), 1 / tokenizer.std)
+    torch.testing.assert_close((tokens[0] - tokens[1]).norm() / (corpus[0] - corpus[1]).norm(), 1 / tokenizer.unit.std)
     assert tokens.mean((0, 1)).abs().max() < 1e-5
 
 
@@ -287,9 +287,9 @@ def test_clips_may_vary_in_length_and_size() -> None:
         assert tokens.shape == (1, spec.num_tokens, 96)
         assert torch.equal(tokenizer.decode(tokens, spec)[0], clip)
     assert tokenizer.spec_for().shape == (3, 8, 16, 32)
-    assert tokenizer.spec_for(duration_s=1.25).shape == (3, 12, 16, 32)
-    assert tokenizer.spec_for(duration_s=1.25, size=(8, 12)).shape == (3, 12, 8, 12)
-    assert tokenizer.spec_for(size=(8, 12)).grid == (4, 2, 3)
+    assert tokenizer.spec_for(Extent(duration_s=1.25)).shape == (3, 12, 16, 32)
+    assert tokenizer.spec_for(Extent(duration_s=1.25, size=(8, 12))).shape == (3, 12, 8, 12)
+    assert tokenizer.spec_for(Extent(size=(8, 12))).grid == (4, 2, 3)
     assert tokenizer.fixed is None
     with pytest.raises(UserError, match=r"multiples of \[2, 4, 4\].*data\.multiple_of"):
         tokenizer.spec_of((3, 3, 16, 32))
@@ -313,13 +313,14 @@ def test_odd_sizes_are_refused_to_generate() -> None:
     tokenizer = patches(patch=[2, 1, 1], vary=True)
     assert tokenizer.spec_of((3, 8, 15, 32)).grid == (4, 15, 32)
     with pytest.raises(UserError, match=r"a size of 15×32 pixels is odd"):
-        tokenizer.spec_for(size=(15, 32))
+        tokenizer.spec_for(Extent(size=(15, 32)))
 
 
 def test_a_clip_has_one_length() -> None:
     tokenizer = patches()
-    assert tokenizer.spec_for(duration_s=0.8) == tokenizer.spec_for(num_tokens=4 * 4 * 8) == tokenizer.spec
+    for extent in (Extent(duration_s=0.8), Extent(num_tokens=4 * 4 * 8)):
+        assert tokenizer.spec_for(extent) == tokenizer.spec
     assert isinstance(tokenizer.media, Clips)
     assert tokenizer.media.per_second == 10
     with pytest.raises(UserError, match=r"0\.8 s \(8 frames, 10 a second\), not 2\.0 s"):
-        tokenizer.spec_for(duration_s=2.0)
+        tokenizer.spec_for(Extent(duration_s=2.0))

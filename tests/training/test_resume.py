@@ -20,6 +20,7 @@ from support import ROOT
 import djepa_mm
 from djepa_mm.data.corpus import Corpus, Cursor
 from djepa_mm.errors import UserError
+from djepa_mm.precision import without_slow_bf16
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.runs.checkpoint import differences
 from djepa_mm.training.djepa import DJEPATask, train
@@ -208,3 +209,20 @@ def test_small_learning_rates_are_not_logged_as_nothing(tmp_path: Path) -> None:
     (row,) = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert row["lr"] == 3.3e-8
     assert row["step"] == 1
+
+
+def test_muon_computes_in_fp32_where_bf16_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same direction, nearer to an orthogonal one than bf16 rounding allows."""
+    weight = torch.nn.Parameter(torch.zeros(16, 32))
+    steps = []
+    for fast in (True, False):
+        monkeypatch.setattr("djepa_mm.precision.fast_bf16", lambda _, fast=fast: fast)
+        torch.manual_seed(0)
+        weight.data.zero_()
+        weight.grad = torch.randn(16, 32)
+        with without_slow_bf16(torch.device("cpu")):
+            torch.optim.Muon([weight], lr=1.0, weight_decay=0.0).step()
+        steps.append(weight.detach().clone())
+    assert steps[0].bfloat16().float().equal(steps[0])
+    assert not steps[1].bfloat16().float().equal(steps[1])
+    torch.testing.assert_close(steps[0], steps[1], atol=0.05, rtol=0.05)

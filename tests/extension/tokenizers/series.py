@@ -17,7 +17,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from djepa_mm.moments import Moments
-from djepa_mm.types import BrokenItem, Config, Entry, Item, MediaSpec, Source, SourceConfig, UserError
+from djepa_mm.types import USUAL, BrokenItem, Config, Entry, Extent, Item, MediaSpec, SourceConfig, UserError
 
 
 class SeriesSourceConfig(SourceConfig):
@@ -105,29 +105,20 @@ class Series:
     def span(self) -> tuple[int, int, int]:
         return (1, self.config.steps_per_token, 1)
 
-    def check(self, source: Source) -> None:
-        """A folder of numbers is a folder of numbers."""
-
     def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
         columns, r = self.config.columns, self.config.steps_per_token
         if len(shape) != 4 or shape[0] != columns or shape[1] != 1 or shape[2] % r or shape[3] != 1:
             raise UserError(f"expected a series of {columns} columns and a multiple of {r} steps, not {tuple(shape)}")
         return MediaSpec(grid=(1, shape[2] // r, 1), shape=tuple(shape))
 
-    def spec_for(
-        self,
-        *,
-        num_tokens: int | None = None,
-        duration_s: float | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> MediaSpec:
-        if size is not None:
+    def spec_for(self, extent: Extent = USUAL) -> MediaSpec:
+        if extent.size is not None:
             raise UserError("a series has no height and width: leave the size out")
         r = self.config.steps_per_token
-        steps = (self.config.seconds if duration_s is None else duration_s) * self.config.per_second
+        steps = (self.config.seconds if extent.duration_s is None else extent.duration_s) * self.config.per_second
         if not 0 < steps < 1e6:
-            raise UserError(f"a duration of {duration_s} s: give more than 0")
-        count = max(1, round(steps / r)) if num_tokens is None else num_tokens
+            raise UserError(f"a duration of {extent.duration_s} s: give more than 0")
+        count = max(1, round(steps / r)) if extent.num_tokens is None else extent.num_tokens
         return self.spec_of((self.config.columns, 1, count * r, 1))
 
     def encode(self, media: Tensor) -> Tensor:
