@@ -1,5 +1,7 @@
 """Runs the examples of a page one after the other, in the folder where it is started: `python -m examples PAGE`.
 
+Of a notebook it writes what the cells give into it: `cd tests && python -m examples ../docs/first-steps.ipynb`.
+
 Blocks of Python share one namespace; those that begin with a comment that is a path are written there instead, and so
 is YAML. Commands go through the entry point, in this process. Trainings are short and small; nothing else is changed.
 """
@@ -13,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -102,5 +105,28 @@ def shortened() -> Iterator[None]:
         yield
 
 
+def run_notebook(notebook: Any, folder: Path) -> None:
+    """Execute it with this Python, whatever kernels are installed; the outputs lie in its cells afterwards."""
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+
+    kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, km=kernel, timeout=300, resources=resources, record_timing=False).execute()
+
+
+def rewrite_notebook(path: Path) -> None:
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    metadata = dict(notebook.metadata)
+    with TemporaryDirectory() as folder:
+        run_notebook(notebook, Path(folder))
+    notebook.metadata = nbformat.from_dict(metadata)  # without the version of this Python
+    nbformat.write(notebook, path)
+
+
 if __name__ == "__main__":
-    run_page(Path(sys.argv[1]))
+    page = Path(sys.argv[1])
+    rewrite_notebook(page) if page.suffix == ".ipynb" else run_page(page)

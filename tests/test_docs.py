@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from examples import blocks, commands, run_command
+from examples import blocks, commands, run_command, run_notebook
 from support import ROOT
 
 from djepa_mm.recipe.reference import reference
@@ -137,20 +137,15 @@ def test_first_steps_as_a_script(tmp_path: Path) -> None:
 
 def test_first_steps_as_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are shown; progress is lines of text, and nothing warns."""
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    from jupyter_client.kernelspec import KernelSpecManager
-    from jupyter_client.manager import AsyncKernelManager
-
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(DOCS / "first-steps.ipynb", as_version=4)
     for cell in notebook.cells:
-        if 'optim.minutes": 0.5' in cell.source and cell.cell_type == "code":
+        if cell.cell_type == "code" and '"optim.minutes": 0.5' in cell.source:
             cell.source = shorter(cell.source)
-    own = KernelSpecManager(kernel_dirs=[])  # this Python, whatever kernels are installed
-    kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=own)
-    resources = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(notebook, km=kernel, timeout=300, resources=resources).execute()
+    run_notebook(notebook, tmp_path)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.get("name") == "stderr"]
     assert sum("<img" in "".join(output.get("data", {}).get("text/html", "")) for output in outputs) == 2
