@@ -68,9 +68,11 @@ class MovingDigitsConfig(SourceConfig):
     def _build(self, folder: Path, split: Split, progress: Progress | None = None) -> Clips:
         if not folder.exists():
             write_digits(self, split, folder, progress)
-        return ClipsConfig(
+        clips = ClipsConfig(
             source="clips", root=str(folder), frames=self.frames, size=self.size, channels=1, reader=self.reader
         ).build()
+        clips.classes = tuple("0123456789")  # all ten, also where a small corpus lacks some
+        return clips
 
 
 Split = Literal["train", "held-out"]
