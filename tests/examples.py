@@ -93,7 +93,7 @@ def shortened() -> Iterator[None]:
     from djepa_mm.training import djepa, vocoder
 
     def train(recipe: Any, *arguments: Any, **options: Any) -> Any:
-        corpus = {"data.count": 30} if hasattr(recipe.data, "count") else {}
+        corpus = {"data.count": 60} if hasattr(recipe.data, "count") else {}
         return djepa.train(load_recipe(recipe_data(recipe), {**SMALL, **corpus}), *arguments, **options)
 
     real = vocoder.train_vocoder
