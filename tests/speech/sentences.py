@@ -45,5 +45,5 @@ def words(text: str) -> str:
     within numbers, which some readers say."""
     text = unicodedata.normalize("NFKD", text.lower()).replace("'", "").replace("’", "")
     text = "".join(c if c.isalnum() else "" if unicodedata.combining(c) else " " for c in text)
-    text = re.sub(r"\b(hundred|thousand|million|billion) and\b(?! (?:a )?\w+ (?:cents|pence))", r"\1", text)
+    text = re.sub(r"\b(hundred|thousand|million|billion) and\b", r"\1", text)
     return re.sub(r"\b(\w) (?=\w\b)", r"\1", " ".join(text.split()))
