@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "speech"))
-from sentences import Case, read_cases, words  # noqa: E402  # type: ignore[import-not-found]
+from sentences import Case, read_cases, words  # type: ignore[import-not-found]
 
 Reader = Callable[[str], str]
 Splitter = Callable[[str], list[str]]
@@ -53,7 +53,9 @@ def measure_words(cases: list[Case]) -> None:
             table.add_column(name, justify="right")
     for kind in [*kinds, "all"]:
         chosen = [n for n, case in enumerate(cases) if kind in (case.kind, "all")]
-        table.add_row(kind, str(len(chosen)), *(f"{100 * sum(c[n] for n in chosen) / len(chosen):.0f}" for c in columns))
+        table.add_row(
+            kind, str(len(chosen)), *(f"{100 * sum(c[n] for n in chosen) / len(chosen):.0f}" for c in columns)
+        )
     table.add_row("ms a text", "", *(f"{1000 * seconds:.2f}" for seconds in times))
     Console(width=200).print(table)
 

@@ -26,7 +26,7 @@ _ABBREVIATIONS = {
     "Co": "company", "Corp": "corporation", "Inc": "incorporated", "Ltd": "limited", "Bros": "brothers",
     "Jr": "junior", "Sr": "senior", "Esq": "esquire", "Ave": "avenue", "Blvd": "boulevard", "Rd": "road",
     "Univ": "university", "etc": "et cetera", "et al": "et al", "a.k.a": "also known as", "dept": "department",
-    "govt": "government", "assoc": "associate", "asst": "assistant", "max": "maximum", "misc": "miscellaneous",
+    "govt": "government", "assoc": "associate", "asst": "assistant",
 }  # fmt: skip
 _BEFORE_NUMBERS = {
     "no": "number", "nos": "numbers", "vol": "volume", "vols": "volumes", "p": "page", "pp": "pages",
@@ -61,7 +61,8 @@ _MONEY = {
     "$": ("dollar", "cent"), "£": ("pound", "penny"), "€": ("euro", "cent"), "¥": ("yen", "sen"),
     "₹": ("rupee", "paisa"), "₩": ("won", "jeon"), "₽": ("ruble", "kopeck"), "₿": ("bitcoin", "cent"),
 }  # fmt: skip
-_COUNTRIES = {"US": "US", "C": "Canadian", "CA": "Canadian", "A": "Australian", "AU": "Australian", "NZ": "New Zealand"}
+_COUNTRIES = {"US": "US", "C": "Canadian", "CA": "Canadian", "A": "Australian", "AU": "Australian", "NZ": "New Zealand",
+              "HK": "Hong Kong"}  # fmt: skip
 _CODES = {"USD": "US dollar", "EUR": "euro", "GBP": "pound", "JPY": "yen"}
 _PLURALS = {"penny": "pence", "yen": "yen", "sen": "sen", "won": "won", "jeon": "jeon", "paisa": "paise",
             "foot": "feet", "inch": "inches", "six": "sixes"}  # fmt: skip
@@ -103,12 +104,16 @@ _MONTHS = (
     "December",
 )  # fmt: skip
 
+_STATES = (
+    "AL|AK|AZ|AR|CA|CO|CT|DE|DC|FL|GA|HI|ID|IL|IN|IA|KS|KY|LA|ME|MD|MA|MI|MN|MS|MO|MT|NE|NV|NH|NJ|NM|NY|NC|ND|OH|OK|OR|"
+    "PA|RI|SC|SD|TN|TX|UT|VT|VA|WA|WV|WI|WY"
+)
 _DAYS = "|".join(_WEEKDAYS.values())
 _NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
 _SYMBOLS = {
     "&": "and", "@": "at", "+": "plus", "=": "equals", "×": "times", "÷": "divided by", "%": "percent", "±":
     "plus or minus", "≈": "about", "<": "less than", ">": "more than", "≤": "at most", "≥": "at least",
-    "∞": "infinity", "©": "copyright", "§": "section",
+    "∞": "infinity", "°": "degrees", "©": "copyright", "§": "section",
     **{sign: unit for sign, (unit, _) in _MONEY.items()},
 }  # fmt: skip
 _WEB = {".": "dot", "@": "at", "/": "slash", "_": "underscore", "-": "dash", ":": "colon", "~": "tilde", "#": "hash",
@@ -119,7 +124,7 @@ _FOLDED = str.maketrans(
         **dict.fromkeys("‘’‚‛′ʼ`", "'"), **dict.fromkeys("“”„‟″«»", '"'), **dict.fromkeys("‐‑−", "-"),
         **dict.fromkeys("—―", " -- "), "…": "...", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O",
         "ß": "ss", "ł": "l", "Ł": "L", "đ": "d", "ð": "d", "þ": "th", "Þ": "Th", "²": " squared", "³": " cubed",
-        **dict.fromkeys("™®℠", ""), "№": "No. ", "≠": " is not equal to ", **dict.fromkeys("→←⇒⇐•", " -- "),
+        **dict.fromkeys("™®℠", ""), "№": "No. ", "≠": " is not equal to ", **dict.fromkeys("→←⇒⇐•■●▪◆", " -- "),
     }
 )  # fmt: skip
 
@@ -129,7 +134,10 @@ def normalize(text: str) -> str:
 
     Numbers have no "and" ("one hundred fifty-six"). Four digits without a comma are a year from 1100 to 1999 and from
     2010 to 2099 ("fourteen fifty-five"), unless they are money or a measure. A month's day is a plain number ("May
-    five"). Capitals such as "NASA" or "U.S." stay, so do letters outside Latin, and text that is in words already.
+    five"). Addresses of the web are read sign by sign, telephone numbers digit by digit. Capitals such as "NASA" or
+    "U.S." stay, so do letters outside Latin, and text that is in words already. Emoji are left out, and so are marks
+    that no one reads. Besides letters and .,;:!?'"()[]{}- only pictures such as a snowman remain, which the caller may
+    refuse by name.
     """
     return "\n\n".join(filter(None, (_read(paragraph) for paragraph in re.split(r"\n\s*\n", text))))
 
@@ -235,22 +243,31 @@ def _read(text: str) -> str:
     text = _fold(text)
     for pattern, put in _STEPS:
         text = re.sub(pattern, put, text)
-    # What has no words, such as a picture of a face, is not read; letters of other scripts stay to be refused by name.
-    text = "".join(c if c in _SPOKEN or unicodedata.category(c)[0] in "LM" else " " for c in text)
-    return " ".join(text.split())
+    return " ".join("".join(c if _stays(c) else " " for c in text).split())
+
+
+def _stays(character: str) -> bool:
+    """Letters and marks that a voice knows, and what only a caller can decide on: other scripts and pictures."""
+    category = unicodedata.category(character)
+    return character in _SPOKEN or category[0] in "LM" or category == "So"
 
 
 def _fold(text: str) -> str:
     """Quotes, dashes and accents in ASCII."""
-    text = re.sub(r"^\s*[-*•]\s+", "", text)
+    text = re.sub(r"^\s*[-*•]\s+|</?[A-Za-z][^<>\d=]*>", "", text)  # an item's mark, a tag
+    text = re.sub("[\U0001f000-\U0001faff]|[\u2190-\u2bff]\ufe0f", " ", text)  # emoji
     text = re.sub(r"(?<=\d) [-−–] (?=\d[\d.,]* ?=)|(?<=\d) − (?=\d)", " minus ", text)
     text = re.sub(r"(?:(?<=[\w%°¢)])|(?<=[a-z]\.))–(?=[\w$£€¥.])", "-", text).replace("–", " -- ")
-    text = re.sub(r"(?<=\w)(?:[⁰¹²³⁴-⁹]{2,}|[⁰¹⁴-⁹])", r" to the power of \g<0>", text)
+    text = re.sub(r"(?<=\w)(?:[⁻⁰¹²³⁴-⁹]{2,}|[⁰¹⁴-⁹])", lambda power: f" to the power of {_level(power[0])}", text)
     text = "".join(f" {c}" if unicodedata.decomposition(c).startswith("<fraction>") else c for c in text)
     text = unicodedata.normalize("NFKD", text.translate(_FOLDED)).replace("⁄", "/")
     text = "".join(c for c in text if unicodedata.category(c) not in ("Mn", "Cf"))
     text = re.sub(r"\s*(?<!-)--+\s*|\s+-\s+", " -- ", text)
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _level(superscript: str) -> str:
+    return unicodedata.normalize("NFKD", superscript).replace("−", "-")
 
 
 def _dot(match: re.Match[str]) -> str:
@@ -273,7 +290,7 @@ def _title(match: re.Match[str]) -> str:
 
 
 def _leading(match: re.Match[str]) -> str:
-    return _like(_LEADING[match[1].lower()], match[1])
+    return _apart(match, _like(_LEADING[match[1].lower()], match[1]))
 
 
 def _abbreviation(match: re.Match[str]) -> str:
@@ -294,7 +311,7 @@ def _web(match: re.Match[str]) -> str:
     words = []
     *parts, last = re.findall(r"[^\W_]+|[^\w\s]|_", re.sub(r"^https?://", "", match[0]))
     for part in (*parts, last):
-        mute = not re.search(r"[aeiouAEIOU\d]", part) or (part is last and len(part) == 2)
+        mute = len(part) > 1 and (not re.search(r"[aeiouAEIOU\d]", part) or (part is last and len(part) == 2))
         words.append(_WEB[part] if part in _WEB else " ".join(part.upper()) if mute else part)
     return " ".join(words)
 
@@ -489,10 +506,10 @@ _NUMERAL = (
     r"I(?=[,;:!?)]|\.?$| of\b))\b(?!'(?!s\b))"
 )
 _STEPS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
-    (r"(?<![\w@.])(?:https?://|www\.)[^\s\"'<>()]*[\w/]|[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.\w+", _web),
+    (r"(?<![\w@.])(?:https?://|www\.)[^\s\"'<>()]*[\w/]|(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.\w+", _web),
     (r"(?<![\w@.-])[A-Za-z][\w-]+(?:\.[\w-]+)*\.[a-z][a-z0-9]+\b(?:/[\w/.#?=&%~+-]*[\w/])?", _web),
     (r"(?i)(?<=\d)\s*([ap])(?:\.\s?m\.|m\b\.?)", lambda match: f" {match[1].lower()}.m."),
-    (rf"\b{_any(_TITLES)}\. ?(?=[A-Z])", _title),
+    (rf"\b{_any(_TITLES)}\.(?: ?(?=[A-Z])| (?=[a-z]))", _title),
     (r"\b(Mr|Mrs|Ms|Dr) (?=[A-Z])", _title),
     (rf"\bSt\. ?(?=[A-Z])(?!(?i:{_STARTERS})\b)", "Saint "),
     (r"\bPh\. ?D\.", "P.H.D."),
@@ -502,12 +519,16 @@ _STEPS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(?<![\w/])w/o\b", "without"),
     (r"(?<![\w/])w/ ?(?=[A-Za-z])", "with "),
     (rf"\b(?i:{_any(_ABBREVIATIONS)})\.", _abbreviation),
-    (r"\bmax\. (?=[a-z])", "maximum "),
+    (r"\bmax\. (?=[a-z\d])", "maximum "),  # "Max." is a name
     (r"(?<!\d )(?<!\d)\bmin\. (?=[a-z])", "minimum "),
     (r"\best\. (?=(?:in )?\d)", "established "),
     (rf"\b{_any(set(_WEEKDAYS) - {'Sun'})}\.", _weekday),
-    (r"\b(Sun)\.(?=,)", _weekday),
+    (r"\b(Sun)\.(?=,| [a-z])", _weekday),
     (r"(?i)\b(in|since|until|by|last|next|early|late|of) (jan|feb|apr|aug|sept|oct|nov|dec)\.(?! ?\d)", _month),
+    (
+        rf"\b{_any(_WEEKDAYS)}-{_any(_WEEKDAYS)}\b",
+        lambda match: f"{_WEEKDAYS[match[1]]} to {_WEEKDAYS[match[2]]}",
+    ),
     (rf"\b({_DAYS}|{'|'.join(_MONTHS)})-(?={_DAYS}|{'|'.join(_MONTHS)})", r"\1 to "),
     (rf"\b(?i:{_any(_BEFORE_NUMBERS)})\. ?(?=\d)", _before_number),
     (rf"(?<![\w.]){_any(_LIVES)}\. ?(?=\d{{3,4}}\b)", lambda match: _LIVES[match[1]] + " "),
@@ -522,14 +543,15 @@ _STEPS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(?<![.\w])([A-Z])\.(?= [A-Z])", _initial),
     (r"(?<![\w-])(\d{4})-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])(?![\w-])", _date),
     (r"(?<![\w(+-])(?:\+?1[-. ])?(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-])", _digits),
-    (r"(?<!\w)\+\d{1,3}(?:[ .-]?\(?\d{2,}\)?){2,}", _digits),
+    (r"(?<!\w)\+\d{1,3}(?:[ .-]?(?:\(\d+\)|\d{2,})){2,}", _digits),
     (r"(?<![\w-])\d+(?:-\d+){2,}(?![\w-])", _digits),
     (rf"(?<![\w.,$£€¥/-])(\d{{3}})-(\d{{4}})(?![\w%/°-]| ?{_any(_UNITS)}\b)", _local),
     (r"(?i)\b((?:call|dial|phone|ring)(?:s|ed|ing)?) ([2-9]11|999|112)\b(?! [a-z]+s\b)", _emergency),
-    (r"(?<=\b[A-Z]{2} )\d{5}(?:-\d{4})?\b(?! [a-z])|(?i:(?<=zip )|(?<=zip code ))\d{5}\b", _digits),
+    (rf"(?<=\b(?:{_STATES}) )\d{{5}}(?:-\d{{4}})?\b|(?i:(?<=zip )|(?<=zip code ))\d{{5}}\b", _digits),
     (rf"(?<![\w.,$£€¥₹₩₽])({_NUMBER}(?:-{_NUMBER})?)(?: ?([£€¥₹₩₽])|([$]))(?!\d)", r"\2\3\1"),
+    (r"(?<=\d[kmbKMB])-(?=[$£€¥])|(?<=\dbn)-(?=[$£€¥])", " to "),
     (
-        rf"(?i)(?<!\w)(-?)({'|'.join(_COUNTRIES)})?([$£€¥₹₩₽₿]) ?({_NUMBER})(?:-[$£€¥₹₩₽]?({_NUMBER}))?"
+        rf"(?i)(?<!\w)(-?)((?-i:{'|'.join(_COUNTRIES)}))?([$£€¥₹₩₽₿]) ?({_NUMBER})(?:-[$£€¥₹₩₽]?({_NUMBER}))?"
         r"(?:[ -]?(thousand|million|billion|trillion|k|m|bn|b|tn)\b)?",
         _money,
     ),
@@ -537,12 +559,13 @@ _STEPS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(\d) ?¢", r"\1 cents"),
     (r"(?<=:\d\d)-(?=\d)|(?<=[ap]\.m\.)-(?=\d)", " to "),
     (r"(?<![\d:.])([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?(?![\d:])( [ap]\.m\.)?", _time),
+    (r"(?<!\d)0([1-9])00(?= hours\b)", r"oh \1 hundred"),
     (r"(?<=\d):(?=\d)", " to "),
     (rf"(?<![\w.,/-])({_NUMBER}[%°]?)-(?!\1(?![\d.,]))(?={_NUMBER}(?![\d/-]))", r"\1 to "),
     (r"(?<![\w.)-])-(?=\.?\d)", "minus "),
     (r"(?<=\d) ?x ?(?=\d)|(?<=\d[a-z]m) x (?=\d)|(?<=\d [a-z]m) x (?=\d)", " by "),
     (r"(?<!\w)(\d)'(\d\d?)(?:\"|'')", r"\1 feet \2 inches"),
-    (rf"(\bft\.? {_NUMBER}) in\b", r"\1 inches"),
+    (rf"(ft\.? {_NUMBER}) ?in\b", r"\1 inch"),
     (r"(?<=\d) in(?=\.)", " inch"),
     (r"(?<=\d) s(?=[\s.,;:!?)]|$)", " sec"),
     (rf"(?<![\w.,/])((?:\d+ )?\d+/\d+|{_NUMBER})( ?|-){_any(_UNITS)}(?![\w/'])(\.?)", _measure),
@@ -560,7 +583,9 @@ _STEPS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(?<=\w)\^ ?(?=\w)", " to the power of "),
     (r"(?<=\d) ?\* ?(?=\d)", " times "),
     (r"\band/or\b", "and or"),
-    (r"(?<=[a-z])/(?=[a-z])", " or "),
+    (r"(?<=[a-z]{2})/(?=[a-z]{2})", " or "),
+    (r"(?<!\S)\*(?=[\s.,;:!?]|$)", "star"),
+    (r"(?<!\S)#(?=[\s.,;:!?]|$)", "pound"),  # keys of a telephone
     (r"[-=]+>|<[-=]+", " "),
     (r"(?<![α-ωΑ-Ω])[α-ωΑ-Ω](?![α-ωΑ-Ω])", _greek),
     (

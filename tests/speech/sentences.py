@@ -1,7 +1,7 @@
 """The list of written English in `sentences.tsv`: what a reader says, and where sentences end.
 
-A row has its kind, the text as written (\\n is a new line, ‖ stands before each further sentence) and the words as said;
-{a|b} takes either. It was written by what a reader does, before any program was tried on it.
+A row has its kind, the text as written (\\n is a new line, ‖ stands before each further sentence) and the words as
+said; {a|b} takes either. It was written by what a reader does, before any program was tried on it.
 """
 
 from __future__ import annotations
