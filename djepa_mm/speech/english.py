@@ -49,9 +49,11 @@ _STARTERS = (
     "once|only|or|other|our|she|since|so|some|soon|such|than|that|the|their|then|there|these|they|this|those|though|"
     "through|thus|to|today|under|until|we|were|what|when|where|which|while|who|why|with|yet|you|your"
 )
+# Words after "a $5" or "a 10 km" that are not what is counted.
 _NO_NOUNS = "and|or|but|a|an|the|of|in|on|at|to|for|from|per|by|with|as|is|was|if|than|that|each|more|less|every"
 _CONJUNCTIONS = "and|or|but|nor|yet|so|because|although|though|while|when|where|which|who|that|if|as|than"
 
+# Abbreviations that end a sentence only before such a word.
 _MAY_END = {*(name.lower().split()[-1] for name in _ABBREVIATIONS), "st"}
 # What parts a text before its sentences: blank lines, and the items of lists.
 _BLOCKS = r"\n\s*\n|\n(?=\s*(?:[-*•]|\(?\d{1,2}[.)]|\(?[a-z]\))\s)"
@@ -104,6 +106,7 @@ _MONTHS = (
     "December",
 )  # fmt: skip
 
+# States before a ZIP code, which is read digit by digit.
 _STATES = (
     "AL|AK|AZ|AR|CA|CO|CT|DE|DC|FL|GA|HI|ID|IL|IN|IA|KS|KY|LA|ME|MD|MA|MI|MN|MS|MO|MT|NE|NV|NH|NJ|NM|NY|NC|ND|OH|OK|OR|"
     "PA|RI|SC|SD|TN|TX|UT|VT|VA|WA|WV|WI|WY"
@@ -111,8 +114,8 @@ _STATES = (
 _DAYS = "|".join(_WEEKDAYS.values())
 _NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
 _SYMBOLS = {
-    "&": "and", "@": "at", "+": "plus", "=": "equals", "×": "times", "÷": "divided by", "%": "percent", "±":
-    "plus or minus", "≈": "about", "<": "less than", ">": "more than", "≤": "at most", "≥": "at least",
+    "&": "and", "@": "at", "+": "plus", "=": "equals", "×": "times", "÷": "divided by", "%": "percent",
+    "±": "plus or minus", "≈": "about", "<": "less than", ">": "more than", "≤": "at most", "≥": "at least",
     "∞": "infinity", "°": "degrees", "©": "copyright", "§": "section",
     **{sign: unit for sign, (unit, _) in _MONEY.items()},
 }  # fmt: skip
