@@ -71,7 +71,8 @@ class Mel:
                 f"speech has no height and width, but {size[0]}×{size[1]} was asked for; leave the size out"
             )
         if num_tokens is not None:
-            samples = num_tokens * self.span[0]
+            # Not an error of the one who asks: the length of a short text, such as "I", is an estimate.
+            samples = max(num_tokens * self.span[0], math.ceil(MIN_DURATION_S * rate_hz))
             duration_s = samples / rate_hz
         elif duration_s is not None:
             samples = round(duration_s * rate_hz) if math.isfinite(duration_s) else 0
