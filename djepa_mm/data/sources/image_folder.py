@@ -75,8 +75,8 @@ class ImageFolder:
             )
         self.classes = tuple(printable(name) for name in found.classes)
         self.files = config.kept(list(found.files))
-        if others := len(found.files) - len(self.files):
-            self.left_out[f"on the other side of data.held_out {config.held_out:g}"] = others
+        if unseen := len(found.files) - len(self.files):
+            self.left_out[f"on the other side of data.held_out {config.held_out:g}"] = unseen
         self.captions = self._captions({_key(printable(file.as_posix())) for file in found.files})
 
     def __len__(self) -> int:
