@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
@@ -212,6 +212,9 @@ class Source(Protocol):
         ...
 
 
+FOLDERS = ("root", "held_out_root")  # fields of a corpus that name one
+
+
 class SourceConfig(Config):
     """Base of a recipe's `data` section, defined beside the source that it builds."""
 
@@ -224,6 +227,17 @@ class SourceConfig(Config):
     def build_held_out(self) -> Source | None:
         """Items that training never sees, to evaluate with; None where none are kept back."""
         return None
+
+    def seen_from(self, folder: Path, fields: Sequence[str] = FOLDERS) -> Self:
+        """The same corpus, its relative folders taken from `folder`, but for those that are here and not there."""
+        places = {}
+        for field in fields:
+            root = getattr(self, field, None)
+            if isinstance(root, str) and not Path(root).expanduser().is_absolute():
+                there = folder / root
+                if there.exists() or not Path(root).exists():
+                    places[field] = str(there)
+        return self.model_copy(update=places)
 
     def fetch(self, progress: Progress) -> str:
         """Download or make the corpus -> what was done, in a line. Raises UserError where that cannot be done here."""

@@ -5,7 +5,6 @@ B batch, K buffer tokens, D model width.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -42,7 +41,10 @@ class ClassCondition(ConditionKind[int]):
 
     def bind(self, source: Source) -> None:
         if not source.classes:
-            raise UserError("condition.kind is class, but the corpus has no classes: set it to none")
+            raise UserError(
+                "condition.kind is class, but the corpus has no classes, such as class folders: "
+                "--set condition.kind=none --set sample.guidance=1 trains without them"
+            )
         if self.config.classes not in (None, len(source.classes)):
             raise UserError(
                 f"condition.classes is {self.config.classes}, but the corpus has {len(source.classes)} classes"
@@ -55,11 +57,6 @@ class ClassCondition(ConditionKind[int]):
         if entry.label not in self.numbers:
             raise BrokenItem(f"its class {entry.label!r} is none that the model knows")
         return self.numbers[entry.label]
-
-    def summary(self, entries: Sequence[Entry]) -> dict[str, str]:
-        """How many items each class has, of the first MOST_NAMED."""
-        counts = Counter(entry.label for entry in entries)
-        return {f"class {name}": f"{counts[name]:,}" for name in self.classes[:MOST_NAMED] if counts[name]}
 
     def module(self, width: int) -> ClassEmbedder:
         count = len(self.classes) or self.config.classes

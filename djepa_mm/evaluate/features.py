@@ -22,6 +22,7 @@ from djepa_mm.types import Item, UserError
 
 EMBEDDED = "embedded"
 SUFFIXES = (".pt", ".pth", ".ts", ".jit")  # of TorchScript
+COARSE = 8  # pixels on a side, of what is seen without a network
 AT_ONCE = 16  # clips that an extractor sees together
 
 # Of the embedded classifier
@@ -47,16 +48,12 @@ class Extractor(Protocol):
 def extractor_for(
     name: str, classifier: FrameClassifier | None = None, device: torch.device | str = "cpu"
 ) -> Extractor:
-    """`embedded`, which is the classifier; a TorchScript file; or a video model, as a folder or by its name on the hub.
+    """`embedded`, which is the classifier, or where the corpus has no classes, pixels; a TorchScript file; or a video
+    model, as a folder or by its name on the hub.
 
     Raises UserError where it cannot be had."""
     if name == EMBEDDED:
-        if classifier is None:
-            raise UserError(
-                "--extractor embedded learns the classes of the corpus, which has none: give --extractor a "
-                "TorchScript file, or a video model's folder or hub name"
-            )
-        return classifier
+        return PixelExtractor() if classifier is None else classifier
     if name.endswith(SUFFIXES) or Path(name).is_file():
         return ScriptedExtractor(Path(name), device)
     return VideoModelExtractor(name, device)
@@ -83,6 +80,21 @@ def _clip(media: Tensor) -> Tensor:
 def _spread(frames: int, count: int) -> Tensor:
     """`count` frame numbers from the first to the last, at even steps."""
     return torch.linspace(0, frames - 1, count).round().long()
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------------
+
+
+class PixelExtractor:
+    """For a corpus without classes, which nothing can be learned from: frames of 8×8 pixels, their mean over time and
+    their mean absolute change from frame to frame. It sees colours and coarse shapes."""
+
+    name = f"pixels: frames of {COARSE}×{COARSE}, for the corpus has no classes"
+
+    def __call__(self, clips: Tensor) -> Tensor:
+        small = rearrange(_resized(clips.float(), (COARSE, COARSE)), "b c t h w -> b t (c h w)")
+        change = small.diff(dim=1).abs().sum(1) / max(1, small.shape[1] - 1)
+        return torch.cat([small.mean(1), change], dim=1)
 
 
 # --- the classifier ---------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def _speech(
     recordings = None
     if not texts:
         source = _held_out(pipeline)
-        items = [source.read(index) for index in range(min(count, len(source)))]
+        items = list(islice(read_items(pipeline, source, range(len(source))), count))
         texts = [pipeline.condition.request(item.entry)["text"] for item in items]
         recordings = [item.media for item in items]
     listener = recogniser_for(pipeline, recogniser, texts)
@@ -129,8 +130,14 @@ def _visual(
 def _held_out(pipeline: Pipeline) -> Source:
     source = pipeline.recipe.data.build_held_out()
     if source is None:
+        fields = type(pipeline.recipe.data).model_fields
+        way = "another corpus"
+        if "held_out" in fields:
+            way = "data.held_out above 0"
+        elif "split" in fields:
+            way = "data.split train"
         raise UserError(
-            "the recipe's corpus holds nothing out: train with data.held_out above 0, or another corpus; "
+            f"the run was trained on the whole corpus and nothing is held out: train with {way}; "
             "speech can also be measured on texts of your own, with --prompts"
         )
     return source

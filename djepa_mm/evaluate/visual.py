@@ -6,12 +6,14 @@ C channels, T frames, H and W pixels. A picture is a clip of one frame.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import TypedDict
 
 from djepa_mm.core.sampler import Sampler
 from djepa_mm.data.corpus import ReadsAhead
+from djepa_mm.errors import Notice
 from djepa_mm.evaluate.distance import psnr_db, ssim
 from djepa_mm.evaluate.features import Extractor, FrameClassifier, features
 from djepa_mm.evaluate.frechet import frechet_distance
@@ -211,22 +213,28 @@ def learned(train: Source, count: int, most: int) -> list[int]:
 
 def read_items(pipeline: Pipeline, source: Source, indices: Sequence[int]) -> Iterator[Item]:
     """Items one by one. Broken ones, and those that the run's tokenizer or its kind of condition cannot take, such as
-    of a class that it does not know, are left out.
+    of a class that it does not know, are left out with a Notice.
 
     Raises UserError where none is left."""
-    left, reason = 0, "none is there"
-    for item in _read(source, indices):
-        try:
-            if isinstance(item, BrokenItem):
-                raise item
-            pipeline.tokenizer.spec_of(tuple(item.media.shape))
-            pipeline.condition.read(item.entry)
-        except (BrokenItem, UserError) as error:
-            reason = str(error)
-            continue
-        left += 1
-        yield item
+    left, broken = 0, {}
+    try:
+        for index, item in zip(indices, _read(source, indices), strict=True):
+            try:
+                if isinstance(item, BrokenItem):
+                    raise item
+                pipeline.tokenizer.spec_of(tuple(item.media.shape))
+                pipeline.condition.read(item.entry)
+            except (BrokenItem, UserError) as error:
+                broken[source.entry(index).name] = str(error)
+                continue
+            left += 1
+            yield item
+    finally:  # also where no more are wanted
+        if left and broken:
+            name, reason = next(iter(broken.items()))
+            warnings.warn(f"{len(broken)} items are left out, such as {name}: {reason}", Notice, stacklevel=2)
     if not left:
+        reason = next(iter(broken.values()), "none is there")
         raise UserError(f"no item of the corpus can be used to measure with: {reason}")
 
 

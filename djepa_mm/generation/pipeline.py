@@ -23,7 +23,7 @@ from djepa_mm.precision import cast_linears, fast_bf16
 from djepa_mm.recipe.build import build_model, build_sampler
 from djepa_mm.recipe.load import Overrides, load_recipe
 from djepa_mm.recipe.schema import Recipe
-from djepa_mm.types import ConditionKind, Extent, MediaSpec, Progress, Tokenizer
+from djepa_mm.types import FOLDERS, ConditionKind, Extent, MediaSpec, Progress, Tokenizer
 from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_state, read_tensors
 
 Jobs = list[Job]  # of one request: one, or the parts that are joined
@@ -43,6 +43,11 @@ class Pipeline:
         overrides: of keys of its recipe. Raises UserError where it is missing or damaged."""
         checkpoint = find_checkpoint(run)
         recipe, state = load_recipe(checkpoint / "recipe.yaml", overrides), read_state(checkpoint)
+        if "folder" in state:  # not in older ones
+            trained_in = (checkpoint.resolve() / state["folder"]).resolve()
+            given = {override.partition("=")[0].strip() for override in overrides}  # of text or of keys
+            fields = [field for field in FOLDERS if not {f"data.{field}", "data"} & given]
+            recipe = recipe.model_copy(update={"data": recipe.data.seen_from(trained_in, fields)})
         weights = read_tensors(checkpoint, "averaged")
         prefix = f"{TOKENIZER}."
         learned = {name.removeprefix(prefix): weights.pop(name) for name in list(weights) if name.startswith(prefix)}

@@ -12,13 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, features
 from torch import Tensor
 
-from djepa_mm.errors import UserError
+from djepa_mm.errors import BrokenItem, UserError
 
 JPEG_QUALITY = 95  # of 100
 PREVIEW_PIXELS = 64  # what has fewer on a side is enlarged to be looked at
+SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+if "avif" in features.modules and features.check("avif"):  # Pillow reads it since 11.3, where it was built with it
+    SUFFIXES = (*SUFFIXES, ".avif")
+TRANSPARENT = ("LA", "PA", "RGBA", "RGBa")  # modes
+UPRIGHT = 1  # EXIF's number for pictures that lie in the file as they are seen
+ON_THEIR_SIDE = (5, 6, 7, 8)  # and for those whose width is what the file calls height
 
 
 class Pictures:
@@ -54,9 +60,11 @@ class Pictures:
 
 
 def read_picture(path: Path, *, channels: int = 3) -> Tensor:
-    """Any file that Pillow reads -> (C, H, W) in [-1, 1]. Raises UserError, one line."""
+    """Any file that Pillow reads, as it is seen: upright, transparent parts on white -> (C, H, W) in [-1, 1].
+
+    Of an animation, its first frame. Raises UserError, one line."""
     with opened(path, "a picture") as picture:
-        return from_bytes(pixels_of(picture, channels)).permute(2, 0, 1)
+        return from_bytes(pixels_of(upright(picture), channels)).permute(2, 0, 1)
 
 
 def enlarged(picture: Image.Image, side: int) -> Image.Image:
@@ -82,15 +90,83 @@ def image_of(pixels: np.ndarray) -> Image.Image:
 
 
 def pixels_of(picture: Image.Image, channels: int) -> np.ndarray:
-    """-> (H, W, C) uint8."""
-    return np.asarray(picture.convert("L" if channels == 1 else "RGB")).reshape(picture.height, picture.width, channels)
+    """Of any of Pillow's modes, transparent parts on white -> (H, W, C) uint8."""
+    return np.asarray(flat(picture, channels)).reshape(picture.height, picture.width, channels)
+
+
+# --- as pictures are seen ---------------------------------------------------------------------------------------------
+
+
+def flat(picture: Image.Image, channels: int) -> Image.Image:
+    """Of any of Pillow's modes, in 8 bits and with transparent parts on white: grey (L) or RGB.
+
+    16 bits keep their black and white; Pillow alone would cut them off at 255. Raises BrokenItem where what is white
+    cannot be known: beyond 16 bits, and floats beyond 255 or below 0."""
+    if picture.mode.startswith(("I", "F")):
+        picture = _narrowed(picture)
+    if picture.mode in TRANSPARENT or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("L" if channels == 1 else "RGB")
+
+
+def _narrowed(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits, or of floats up to 1 or up to 255, in 8 bits (L, or LA where one grey means transparent)."""
+    values = np.asarray(picture).astype(np.float64)
+    low, high = values.min(), values.max()
+    if picture.mode == "F":  # what would be black all over up to 255 has 1 for white
+        white = 255.0 if high > 1 else 1.0
+    else:
+        white = 65535.0
+    if not (low >= 0 and high <= white):
+        kind = "floats" if picture.mode == "F" else "integers"
+        raise BrokenItem(f"{kind} from {low:g} to {high:g}, of which white is not known; save it with 8 or 16 bits")
+    grey = Image.fromarray((values * (255 / white)).round().astype(np.uint8))
+    if isinstance(clear := picture.info.get("transparency"), int):
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """Turned as the camera was held."""
+    return picture if orientation(picture) == UPRIGHT else ImageOps.exif_transpose(picture)
+
+
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """(H, W) of the same, from its header alone."""
+    height, width = picture.height, picture.width
+    return (width, height) if orientation(picture) in ON_THEIR_SIDE else (height, width)
+
+
+def orientation(picture: Image.Image) -> int:
+    """EXIF's number for how the camera was held, UPRIGHT where the header does not say.
+
+    Pillow would decode all of a PNG in search of one that stands behind the pixels, where hardly any does."""
+    if picture.format == "PNG" and "exif" not in picture.info:
+        return UPRIGHT
+    return picture.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def readable(path: Path, what: str = "a picture") -> Iterator[Any]:
+    """A file in Pillow, whose ways to fail, now and later, become BrokenItem: it is not readable as `what`."""
+    try:
+        with Image.open(path) as picture:
+            yield picture
+    except (BrokenItem, UserError):
+        raise
+    except Exception as error:  # Pillow's readers meet broken files with nearly any exception
+        raise BrokenItem(f"not readable as {what} ({' '.join(str(error).split())})") from None
 
 
 @contextmanager
 def opened(path: Path, what: str) -> Iterator[Any]:
-    """A file in Pillow, whose ways to fail, now and later, become one line: it is not readable as `what`."""
+    """The same for a single file: UserError, which names it."""
     try:
-        with Image.open(path) as picture:
+        with readable(path, what) as picture:
             yield picture
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not readable as {what} ({' '.join(str(error).split())})") from None
+    except BrokenItem as error:
+        raise UserError(f"{path}: {error}") from None

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `step-00001000` with
     recipe.yaml             the resolved recipe
-    state.json              step, time, place in the data, what was learned besides weights
+    state.json              step, time, place in the data, what was learned besides weights, way to where it was trained
     averaged.safetensors    averaged weights and the tokenizer's statistics: all that generation reads
     online.safetensors      online weights
     training.safetensors    optimiser state and random states
@@ -54,7 +54,7 @@ def save_checkpoint(
 def _write(temporary: Path, recipe: str, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     temporary.mkdir()
     (temporary / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    text = json.dumps({"format": FORMAT, **state}, indent=2, ensure_ascii=False)
+    text = json.dumps({"format": FORMAT, "folder": _way_back(temporary), **state}, indent=2, ensure_ascii=False)
     (temporary / "state.json").write_text(text, encoding="utf-8")
     for name in FILES:
         whole = {key: t.detach().cpu().contiguous() for key, t in tensors[name].items()}
@@ -63,10 +63,17 @@ def _write(temporary: Path, recipe: str, state: Mapping[str, Any], tensors: Mapp
         _sync(path)
 
 
+def _way_back(checkpoint: Path) -> str:
+    """From a checkpoint to the folder that it was trained in, where a corpus of a relative name lies. Relative too, so
+    that it stays right when both move together; but for Windows, where there may be no way."""
+    here, there = Path.cwd(), checkpoint.resolve()
+    return os.path.relpath(here, there) if here.anchor == there.anchor else str(here)
+
+
 def differences(one: Path, other: Path) -> list[str]:
     """What two checkpoints do not hold alike, to the bit: `averaged.encoder.input.weight`, `state.step`, …
 
-    Their times are not compared."""
+    Their times and places are not compared."""
     found = []
     for name in FILES:
         ours, theirs = read_tensors(one, name), read_tensors(other, name)
@@ -76,7 +83,7 @@ def differences(one: Path, other: Path) -> list[str]:
             if key not in ours or key not in theirs or not torch.equal(ours[key], theirs[key])
         ]
     ours_, theirs_ = read_state(one), read_state(other)
-    keys = sorted((ours_.keys() | theirs_.keys()) - {"seconds"})
+    keys = sorted((ours_.keys() | theirs_.keys()) - {"seconds", "folder"})
     return found + [f"state.{key}" for key in keys if ours_.get(key) != theirs_.get(key)]
 
 

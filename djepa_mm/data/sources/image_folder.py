@@ -2,140 +2,167 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import posixpath
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from PIL import ExifTags, Image, ImageOps
-from pydantic import Field, PositiveInt
+from PIL import Image, ImageOps
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from djepa_mm.types import BrokenItem, Entry, Item, SourceConfig, UserError
+from djepa_mm.data.folders import FolderConfig, find_files, printable
+from djepa_mm.media.pictures import SUFFIXES, flat, readable, upright, upright_size
+from djepa_mm.types import BrokenItem, Entry, Item, UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTIONS = "captions.jsonl"  # rows with "file" (relative to the root) and "caption"
-UPRIGHT = 1  # EXIF's number for pictures that lie in the file as they are seen
-ON_THEIR_SIDE = (5, 6, 7, 8)  # and for those whose width is what the file calls height
 
 
-class ImageFolderConfig(SourceConfig):
+class ImageFolderConfig(FolderConfig):
     """Pictures in class folders, or straight in the root where there are no classes."""
 
     source: Literal["image-folder"]
-    root: str
     size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None
     """Height and width: the largest centred part of that shape is cut out and resized; null takes each picture at its
     own size."""
     multiple_of: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] = (1, 1)
     """Where height and width are the picture's own, its middle is cut out to multiples of these: the tokenizer's
     patch."""
+    channels: Literal[1, 3] = 3
+    """1 makes pictures grey."""
     flip: bool = False
     """Mirror half of the pictures at random, each time they are read."""
+    held_out_root: str | None = None
+    """Another folder of the same layout to evaluate with, in place of a share of this one."""
+
+    @model_validator(mode="after")
+    def _check_sides(self) -> ImageFolderConfig:
+        if self.held_out and self.held_out_root is not None:
+            raise ValueError("data.held_out and data.held_out_root: give one of the two")
+        return self
 
     def build(self) -> ImageFolder:
         return ImageFolder(self)
+
+    def build_held_out(self) -> ImageFolder | None:
+        """Never mirrored."""
+        still = self.model_copy(update={"flip": False})
+        if self.held_out_root is not None:
+            return ImageFolder(still.model_copy(update={"root": self.held_out_root}), field="data.held_out_root")
+        return ImageFolder(still.held_out_side()) if self.held_out else None
 
 
 class ImageFolder:
     """Where there are class folders, pictures outside them have no class and are left out."""
 
-    def __init__(self, config: ImageFolderConfig) -> None:
+    def __init__(self, config: ImageFolderConfig, field: str = "data.root") -> None:
+        """field: of the recipe, that says which folder it is."""
         self.config = config
-        self.draws = config.flip
         self.root = Path(config.root).expanduser()
         if not self.root.is_dir():
-            raise UserError(f"data.root: no folder at {config.root!r}; give a folder of pictures or of class folders")
-        found = sorted(p.relative_to(self.root) for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES)
-        self.classes = tuple(sorted({path.parts[0] for path in found if len(path.parts) > 1}))
-        self.files = [path for path in found if len(path.parts) > 1] if self.classes else found
-        if not self.files:
-            raise UserError(f"data.root: no pictures in {config.root!r}; it takes {', '.join(SUFFIXES)}")
-        self.captions = _captions(self.root / CAPTIONS)
+            where = self.root.absolute()
+            raise UserError(f"{field}: no folder at {where}; give a folder of pictures or of class folders")
+        found = find_files(self.root, SUFFIXES, known=(CAPTIONS,))
+        self.left_out = found.left_out
+        if not found.files:
+            others = "; ".join(f"{count} {reason}" for reason, count in found.left_out.items())
+            raise UserError(
+                f"{field}: no pictures in {self.root.absolute()}; it takes {', '.join(SUFFIXES)}"
+                + (f", and there are {others}" if others else "")
+            )
+        self.classes = tuple(printable(name) for name in found.classes)
+        self.files = config.kept(list(found.files))
+        if unseen := len(found.files) - len(self.files):
+            self.left_out[f"on the other side of data.held_out {config.held_out:g}"] = unseen
+        self.captions = self._captions({_key(printable(file.as_posix())) for file in found.files})
 
     def __len__(self) -> int:
         return len(self.files)
 
     def entry(self, index: int) -> Entry:
         file = self.files[index]
-        name = file.as_posix()
-        label = file.parts[0] if self.classes else None
-        return Entry(name=name, path=self.root / file, label=label, text=self.captions.get(name))
+        name = printable(file.as_posix())
+        label = printable(file.parts[0]) if self.classes else None
+        return Entry(name=name, path=self.root / file, label=label, text=self.captions.get(_key(name)))
 
     def shape(self, index: int) -> tuple[int, ...]:
-        """(3, H, W)."""
+        """(C, H, W)."""
         if self.config.size is not None:
-            return (3, *self.config.size)
-        with _opened(self.root / self.files[index]) as image:
-            return (3, *self._own_size(image))
+            return (self.config.channels, *self.config.size)
+        with readable(self.root / self.files[index]) as image:
+            return (self.config.channels, *self._own_size(image))
+
+    def file_size(self, index: int) -> tuple[int, int]:
+        """(H, W) of the picture in the file. Raises BrokenItem."""
+        with readable(self.root / self.files[index]) as image:
+            return upright_size(image)
 
     def read(self, index: int) -> Item:
-        with _opened(self.root / self.files[index]) as image:
+        with readable(self.root / self.files[index]) as image:
+            seen = upright(image)
             if self.config.size is not None:
-                media = to_media(ImageOps.exif_transpose(image), self.config.size, channels=3)
+                media = to_media(seen, self.config.size, self.config.channels)
             else:
-                upright = image if _orientation(image) == UPRIGHT else ImageOps.exif_transpose(image)
                 height, width = size = self._own_size(image)
-                left, top = (upright.width - width) // 2, (upright.height - height) // 2
-                media = to_media(upright.crop((left, top, left + width, top + height)), size, channels=3)
+                left, top = (seen.width - width) // 2, (seen.height - height) // 2
+                media = to_media(seen.crop((left, top, left + width, top + height)), size, self.config.channels)
         if self.config.flip and torch.rand(()) < 0.5:
             media = media.flip(-1)
         return Item(entry=self.entry(index), media=media)
 
     def _own_size(self, image: Image.Image) -> tuple[int, int]:
         """Height and width, the greatest multiples within a picture's own, from its header. Raises BrokenItem."""
-        width, height = image.size
-        if _orientation(image) in ON_THEIR_SIDE:
-            width, height = height, width
+        height, width = upright_size(image)
         rows, columns = self.config.multiple_of
         if height < rows or width < columns:
             raise BrokenItem(f"{width}×{height} pixels, less than data.multiple_of")
         return height - height % rows, width - width % columns
 
+    def _captions(self, names: set[str]) -> dict[str, str]:
+        """Captions by file; empty where there is no file of them. Lines that say nothing of a picture are counted."""
+        path = self.root / CAPTIONS
+        if not path.is_file():
+            return {}
+        captions: dict[str, str] = {}
+        for line in path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"):
+            if not line.strip():
+                continue
+            file, caption, reason = _caption(line)
+            if reason is None and file not in names:
+                reason = "no such picture"
+            if reason is None:
+                captions[file] = caption
+            else:
+                reason = f"lines of {CAPTIONS}: {reason}"
+                self.left_out[reason] = self.left_out.get(reason, 0) + 1
+        return captions
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+
+def _caption(line: bytes) -> tuple[str, str, str | None]:
+    """File, caption, and what is wrong with the line."""
     try:
-        with Image.open(path) as image:
-            yield image
-    except BrokenItem:
-        raise
-    except Exception as error:  # Pillow's readers meet broken files with nearly any exception
-        raise BrokenItem(f"not a readable picture ({error})") from error
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return "", "", "not UTF-8"
+    except (ValueError, RecursionError):
+        return "", "", "not JSON"
+    if not isinstance(row, dict) or not isinstance(row.get("file"), str) or not isinstance(row.get("caption"), str):
+        return "", "", 'no "file" and "caption" that are texts'
+    return _key(row["file"]), row["caption"], None
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF's number for how the camera was held, UPRIGHT where the header does not say.
-
-    Pillow would decode all of a PNG in search of one that stands behind the pixels, where hardly any does."""
-    if image.format == "PNG" and "exif" not in image.info:
-        return UPRIGHT
-    return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+def _key(name: str) -> str:
+    """A file's name as captions are looked up by: however its accents, and the way to it, are written."""
+    return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")))
 
 
 def to_media(image: Image.Image, size: tuple[int, int], channels: Literal[1, 3]) -> Tensor:
     """A Pillow image, transparent parts on white, centre-cropped and resized to (C, H, W) in [-1, 1]."""
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     from torchvision.transforms.functional import pil_to_tensor  # a second to import
 
     height, width = size
-    image = ImageOps.fit(image.convert("RGB" if channels == 3 else "L"), (width, height), Image.Resampling.BICUBIC)
+    image = ImageOps.fit(flat(image, channels), (width, height), Image.Resampling.BICUBIC)
     return pil_to_tensor(image).float() / 127.5 - 1
-
-
-def _captions(path: Path) -> dict[str, str]:
-    """Captions by file; empty where there is no such file."""
-    if not path.is_file():
-        return {}
-    captions = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            captions[row["file"]] = row["caption"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f'{path} line {number}: not an object with "file" and "caption": {line[:60]!r}') from error
-    return captions

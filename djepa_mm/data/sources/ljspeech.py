@@ -1,12 +1,17 @@
-"""Speech in LJSpeech-1.1's layout: metadata.csv with lines `id|text|normalised text`, and wavs/id.wav (or .flac)."""
+"""Speech in LJSpeech-1.1's layout: metadata.csv with lines `id|text|normalised text`, and wavs/id.wav (or .flac).
+
+Quotes are characters like others. Lines of one bar have no normalised text, blank lines are none. An id may go through
+subfolders, and may end in its file's suffix.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
+import struct
 import tempfile
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +20,14 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch.nn import functional
 
+from djepa_mm.data.folders import is_held_out
 from djepa_mm.types import BrokenItem, Entry, Item, Progress, SourceConfig, UserError
+
+SUFFIXES = (".wav", ".flac", ".WAV", ".FLAC")
+ALIKE = 0.6  # of 1: how alike the letters of a text and of its normalised form are, at least
+RIFF = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<"}  # and their order of bytes
+ENDLESS = 0x7FFF_0000  # a data chunk of such a size, or of 0, is of a writer that did not know the end
+LOST = 64  # bytes; some writers count their own header
 
 
 class LJSpeechConfig(SourceConfig):
@@ -69,7 +81,7 @@ class LJSpeech:
         metadata = root / "metadata.csv"
         if not metadata.is_file():
             raise UserError(
-                f"data.root: no LJSpeech corpus at {config.root!r}. Fetch it: djepa-mm data fetch ljspeech "
+                f"data.root: no LJSpeech corpus at {root.absolute()}. Fetch it: djepa-mm data fetch ljspeech "
                 f"--out {config.root}; or train without it: djepa-mm train spoken-digits"
             )
         short, long = f"shorter than {config.min_duration_s:g} s", f"longer than {config.max_duration_s:g} s"
@@ -78,8 +90,11 @@ class LJSpeech:
         for number, line in enumerate(metadata.read_bytes().splitlines(), start=1):
             if len(self.clips) == config.limit:
                 break
+            if not line.strip():
+                continue
             clip = _clip(root / "wavs", f"metadata.csv line {number}", line)
-            if clip.text is not None and is_held_out(clip.text, config.held_out) != (config.split == "held-out"):
+            other_side = config.split == "train"
+            if clip.text is not None and is_held_out(letters(clip.text), config.held_out) == other_side:
                 continue
             duration_s = clip.frames / clip.rate_hz
             if clip.broken is None and duration_s < config.min_duration_s:
@@ -131,10 +146,9 @@ class LJSpeech:
         return Item(entry=self.entry(index), media=waveform)
 
 
-def is_held_out(text: str, share: float) -> bool:
-    """Whether a sentence belongs to the held-out share, by the SHA-1 of its letters: the same wherever it stands."""
-    letters = "".join(c for c in text.lower() if c.isalpha())
-    return int(hashlib.sha1(f"held out? {letters}".encode()).hexdigest(), 16) % 1000 < share * 1000
+def letters(text: str) -> str:
+    """What a sentence is known by, wherever it stands."""
+    return "".join(c for c in text.lower() if c.isalpha())
 
 
 def _clip(wavs: Path, where: str, line: bytes) -> _Clip:
@@ -145,21 +159,71 @@ def _clip(wavs: Path, where: str, line: bytes) -> _Clip:
         return _Clip(name=where, broken="not UTF-8")
     if not texts:
         return _Clip(name=where, broken="no bar between id and text")
-    text = texts[-1].strip() or texts[0].strip() or None
+    name = name.strip()
+    text = _text(texts)
     if text is None:
         return _Clip(name=name, broken="no text")
-    path = wavs / f"{name}.wav"
-    if not path.exists():
-        path = path.with_name(f"{name}.flac")
-    if not path.exists():
+    path = _file(wavs, name)
+    if path is None:
         return _Clip(name=name, text=text, broken=f"no {name}.wav or .flac in {wavs}")
     try:
         with soundfile.SoundFile(path) as file:
             frames, rate_hz = file.frames, file.samplerate
-    except (OSError, RuntimeError) as error:
+        lost = _lost_bytes(path)
+    except (OSError, RuntimeError, struct.error) as error:
         return _Clip(name=name, text=text, broken=f"not readable ({error})")
     broken = None if frames else "no samples"
+    if lost > LOST:
+        broken = f"cut short: {lost:,} bytes fewer than its header says"
     return _Clip(name=name, path=path, text=text, frames=frames, rate_hz=rate_hz, broken=broken)
+
+
+def _text(texts: list[str]) -> str | None:
+    """The normalised text, else the other one, of what stands between bars.
+
+    Where there are more bars than the format has, some are inside the texts. They then part where the two sides are
+    most alike; where no sides are alike, all of it is one text."""
+    if len(texts) > 2:
+        sides = [("|".join(texts[:n]), "|".join(texts[n:])) for n in range(1, len(texts))]
+        likeness, text = max((SequenceMatcher(None, letters(a), letters(b)).ratio(), b) for a, b in sides)
+        texts = [text] if likeness >= ALIKE else ["|".join(texts)]
+    return texts[-1].strip() or texts[0].strip() or None
+
+
+def _file(wavs: Path, name: str) -> Path | None:
+    """The file of an id, which may have its suffix already."""
+    names = [name + suffix for suffix in SUFFIXES]
+    if name.endswith(SUFFIXES):
+        names += [name, *(name[: name.rindex(".")] + suffix for suffix in SUFFIXES)]
+    return next((path for path in (wavs / one for one in names) if path.exists()), None)
+
+
+def _lost_bytes(path: Path) -> int:
+    """How many bytes of sound a WAV file lacks that its header announces; libsndfile reads such files without a word.
+
+    0 for other kinds of files, and where the header does not know."""
+    whole = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(12)
+        order = RIFF.get(head[:4])
+        if order is None or head[8:] != b"WAVE":
+            return 0
+        long = None  # size of the data in RF64
+        while len(head := file.read(8)) == 8:
+            (size,) = struct.unpack(order + "I", head[4:])
+            if head[:4] == b"data":
+                if long is not None and size == 0xFFFF_FFFF:
+                    size = long
+                elif not 0 < size < ENDLESS:
+                    return 0
+                return max(0, file.tell() + size - whole)
+            if head[:4] == b"ds64":
+                _, long = struct.unpack(order + "QQ", file.read(16))
+                file.seek(size - 16, os.SEEK_CUR)
+            else:
+                file.seek(size, os.SEEK_CUR)
+            file.seek(size % 2, os.SEEK_CUR)  # chunks begin at even bytes
+    return 0
 
 
 def fetch_ljspeech(out: Path) -> None:

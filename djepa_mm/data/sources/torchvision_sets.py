@@ -1,7 +1,8 @@
-"""The small classics that torchvision knows how to fetch; their training halves."""
+"""The small classics that torchvision knows how to fetch."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
@@ -21,9 +22,15 @@ class TorchvisionConfig(SourceConfig):
     size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]
     """Height and width that pictures are resized to."""
     download: bool = False
+    split: Literal["train", "test"] = "train"
+    """Which of its two published parts."""
 
     def build(self) -> TorchvisionSet:
         return TorchvisionSet(self)
+
+    def build_held_out(self) -> TorchvisionSet | None:
+        """The published test part."""
+        return TorchvisionSet(self.model_copy(update={"split": "test"})) if self.split == "train" else None
 
     def fetch(self, progress: Progress) -> str:
         """Download the data set, with torchvision's own progress bar."""
@@ -36,12 +43,14 @@ class TorchvisionSet:
         from torchvision import datasets
 
         self.config = config
+        kind = getattr(datasets, CLASS_NAMES[config.dataset])
+        root = Path(config.root).expanduser()
         try:
-            self.dataset: Any = getattr(datasets, CLASS_NAMES[config.dataset])(config.root, download=config.download)
+            self.dataset: Any = kind(root, train=config.split == "train", download=config.download)
         except (OSError, RuntimeError) as error:
             fix = "check the network and the disk" if config.download else "fetch it with --set data.download=true"
             reason = str(error).strip().split("\n")[0].rstrip(".")
-            raise UserError(f"data.root: no {config.dataset} in {config.root!r} ({reason}); {fix}") from error
+            raise UserError(f"data.root: no {config.dataset} in {root.absolute()} ({reason}); {fix}") from error
         self.channels: Literal[1, 3] = 3 if config.dataset.startswith("cifar") else 1
         self.classes = tuple(name.split(" - ")[0] for name in self.dataset.classes)  # MNIST's are "7 - seven"
 
@@ -49,7 +58,8 @@ class TorchvisionSet:
         return len(self.dataset)
 
     def entry(self, index: int) -> Entry:
-        return Entry(name=f"{self.config.dataset}/{index}", label=self.classes[int(self.dataset.targets[index])])
+        part = "" if self.config.split == "train" else "test/"
+        return Entry(name=f"{self.config.dataset}/{part}{index}", label=self.classes[int(self.dataset.targets[index])])
 
     def shape(self, index: int) -> tuple[int, ...]:
         return (self.channels, *self.config.size)

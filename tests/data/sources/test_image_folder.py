@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -104,9 +106,135 @@ def test_captions_are_texts(pictures: Path) -> None:
     source = folder(pictures)
     assert source.entry(0).text == source.read(0).entry.text == "a red cat"
     assert source.entry(1).text is None
-    (pictures / "captions.jsonl").write_text('{"file": "cat/a.png", "caption": "x"}\nrubbish\n')
-    with pytest.raises(UserError, match="line 2"):
-        folder(pictures)
+    assert source.left_out == {"files that end in .txt": 1}
+
+
+def test_lines_of_captions_that_say_nothing_are_counted(pictures: Path) -> None:
+    lines = [
+        "\ufeff" + json.dumps({"file": "cat/a.png", "caption": "one\u2028line\x85of text"}, ensure_ascii=False),
+        "",
+        "rubbish",
+        '"cat/b.JPG"',
+        json.dumps({"file": "./cat/b.JPG", "caption": "red"}),
+        json.dumps({"file": "dog/c.webp", "caption": None}),
+        json.dumps({"file": "dog/c.webp", "caption": ["blue"]}),
+        json.dumps({"file": "dog\\deep\\d.bmp", "caption": "bl\u00fc"}) + "\r",
+        json.dumps({"file": "dog/gone.bmp", "caption": "x"}),
+        "[" * 100_000,
+    ]
+    text = "\n".join(lines).encode() + b'\n{"file": "dog/c.webp", "caption": "caf\xe9"}\n'
+    (pictures / "captions.jsonl").write_bytes(text)
+    source = folder(pictures)
+    assert [source.entry(n).text for n in range(4)] == ["one\u2028line\x85of text", "red", None, "bl\u00fc"]
+    assert source.left_out == {
+        "files that end in .txt": 1,
+        "lines of captions.jsonl: not JSON": 2,
+        'lines of captions.jsonl: no "file" and "caption" that are texts': 3,
+        "lines of captions.jsonl: no such picture": 1,
+        "lines of captions.jsonl: not UTF-8": 1,
+    }
+
+
+def test_only_pictures_of_the_folders_become_items(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Neither hidden ones, nor what archives and notebooks leave behind; links to folders are like folders."""
+    red = pictures / "cat" / "a.png"
+    for name in (
+        ".ipynb_checkpoints/a.png",
+        ".trash/a.png",
+        "__MACOSX/cat/._a.png",
+        "cat/._b.png",
+        "cat/.hidden/c.png",
+    ):
+        (pictures / name).parent.mkdir(parents=True, exist_ok=True)
+        (pictures / name).write_bytes(red.read_bytes())
+    (pictures / "x.jpg").mkdir()
+    (pictures / "lonely.png").write_bytes(red.read_bytes())
+    os.mkfifo(pictures / "cat" / "pipe.png")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "bird.png").write_bytes(red.read_bytes())
+    (pictures / "bird").symlink_to(elsewhere)
+    (pictures / "cat" / "round").symlink_to(pictures)
+    (pictures / "dog" / "self").symlink_to(".")
+    source = folder(pictures)
+    assert source.classes == ("bird", "cat", "dog")
+    names = [source.entry(n).name for n in range(len(source))]
+    assert names == ["bird/bird.png", "cat/a.png", "cat/b.JPG", "dog/c.webp", "dog/deep/d.bmp"]
+    assert source.left_out == {
+        "hidden files and folders": 5,
+        "files that end in .txt": 1,
+        "links to a folder that they lie in": 2,
+        "neither files nor folders": 1,
+        "outside of the class folders": 1,
+    }
+
+
+def test_names_of_any_bytes_can_be_reported(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    os.rename(os.fsencode(tmp_path / "good.png"), os.fsencode(tmp_path) + b"/caf\xe9.png")
+    source = folder(tmp_path)
+    assert source.read(0).entry.name.encode() == "caf\ufffd.png".encode()
+
+
+def test_accents_may_be_written_in_either_way(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "cafe\u0301.png")  # as macOS writes it
+    (tmp_path / "captions.jsonl").write_text(json.dumps({"file": "caf\u00e9.png", "caption": "coffee"}))
+    assert folder(tmp_path).entry(0).text == "coffee"
+
+
+# --- held out
+
+
+def test_a_share_of_the_pictures_is_held_out_by_their_names(tmp_path: Path) -> None:
+    for n in range(400):
+        (tmp_path / f"{n % 2}").mkdir(exist_ok=True)
+        (tmp_path / f"{n % 2}" / f"{n // 4:03d}-{n % 4}.png").write_bytes(b"")
+    config = ImageFolderConfig(source="image-folder", root=str(tmp_path), size=(8, 8), held_out=0.2, flip=True)
+    train, held_out = config.build(), config.build_held_out()
+    assert held_out is not None
+    ours, theirs = ({source.entry(n).name for n in range(len(source))} for source in (train, held_out))
+    assert len(ours | theirs) == len(ours) + len(theirs) == 400
+    assert 40 < len(theirs) < 120
+    assert train.classes == held_out.classes == ("0", "1")
+    assert train.left_out == {"on the other side of data.held_out 0.2": len(theirs)}
+    assert not held_out.config.flip
+    digest = hashlib.sha1(b"held out? 0/000-0").hexdigest()
+    assert ("0/000-0.png" in theirs) == (int(digest, 16) % 1000 < 200)
+
+    config = config.model_copy(update={"moment": r"^\d+"})
+    train, held_out = config.build(), config.build_held_out()
+    assert held_out is not None
+    ours, theirs = ({source.entry(n).name.split("-")[0] for n in range(len(source))} for source in (train, held_out))
+    assert theirs
+    assert not ours & theirs
+
+
+def test_another_folder_may_be_held_out(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    (other / "cat").mkdir()
+    Image.new("RGB", (9, 9)).save(other / "cat" / "new.png")
+    options = {"source": "image-folder", "root": str(pictures), "size": (8, 8), "held_out_root": str(other)}
+    config = ImageFolderConfig(**options)  # type: ignore[arg-type]
+    held_out = config.build_held_out()
+    assert held_out is not None
+    assert [held_out.entry(n).name for n in range(len(held_out))] == ["cat/new.png"]
+    assert len(config.build()) == 4
+    with pytest.raises(ValueError, match="one of the two"):
+        ImageFolderConfig(**options, held_out=0.1)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^data\.held_out_root: no folder at /"):
+        config.model_copy(update={"held_out_root": "nowhere"}).build_held_out()
+
+
+def test_nothing_on_a_side_is_one_line(pictures: Path) -> None:
+    with pytest.raises(UserError, match=r"side 'held-out' of data\.held_out 0\.001; choose a larger share$"):
+        ImageFolderConfig(source="image-folder", root=str(pictures), size=(8, 8), held_out=0.001).build_held_out()
+
+
+def test_pictures_may_be_grey(pictures: Path) -> None:
+    source = folder(pictures, channels=1)
+    assert source.read(0).media.shape == source.shape(0) == (1, 8, 8)
+    own = folder(pictures, channels=1, size=None)
+    assert own.read(0).media.shape == own.shape(0) == (1, 12, 20)
+    assert own.file_size(0) == (12, 20)
 
 
 def huge_png() -> bytes:
@@ -133,9 +261,9 @@ def test_broken_pictures_are_named(pictures: Path) -> None:
     (pictures / "dog" / "x-link.png").symlink_to("nowhere.png")
     source = folder(pictures)
     broken = [i for i in range(len(source)) if "/x-" in source.entry(i).name]
-    assert len(broken) == 7
+    assert len(broken) == 6  # the folder is none
     for i in broken:
-        with pytest.raises(BrokenItem, match="not a readable picture"):
+        with pytest.raises(BrokenItem, match="not readable as a picture"):
             source.read(i)
     assert source.read(0).media.isfinite().all()
 
@@ -216,7 +344,7 @@ def test_sizes_come_from_headers_alone(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
     source = folder(tmp_path, size=None)
     assert source.shape(0) == (3, 64, 48)
-    with pytest.raises(BrokenItem, match="not a readable picture"):
+    with pytest.raises(BrokenItem, match="not readable as a picture"):
         source.read(0)
 
 
@@ -242,7 +370,7 @@ def test_pictures_that_are_too_small_or_broken_are_named(tmp_path: Path) -> None
         with pytest.raises(BrokenItem, match=r"^20×6 pixels, less than data\.multiple_of$"):
             ask(0)
         for index in (1, 2):
-            with pytest.raises(BrokenItem, match="not a readable picture"):
+            with pytest.raises(BrokenItem, match="not readable as a picture"):
                 ask(index)
 
 

@@ -16,6 +16,7 @@ from support import SHARED
 from djepa_mm.data.sources.digits import DigitsConfig, load_digits
 from djepa_mm.data.sources.ljspeech import LJSpeech, LJSpeechConfig, fetch_ljspeech
 from djepa_mm.data.sources.torchvision_sets import TorchvisionConfig
+from djepa_mm.recipe.load import load_recipe
 from djepa_mm.types import BrokenItem, UserError
 
 DATA = SHARED / "data"
@@ -48,12 +49,20 @@ def test_train_and_test_digits_share_none() -> None:
     assert not (torch.cdist(test[0].flatten(1), train.pictures.flatten(1)) == 0).any()
 
 
+def test_the_packaged_recipe_holds_digits_out() -> None:
+    config = load_recipe("digits").data
+    held_out = config.build_held_out()
+    assert held_out is not None
+    assert (len(config.build()), len(held_out)) == (1437, 360)
+    assert DigitsConfig(source="digits").split == "all"  # what a checkpoint that does not say it was trained on
+
+
 # torchvision
 
 
 def test_torchvision_sets(tmp_path: Path) -> None:
     """CIFAR-10 is missing; a small MNIST is written here, in its own format (torchvision checks no sums there)."""
-    with pytest.raises(UserError, match=r"^data\.root: no cifar10 in [^\n]*data\.download=true$"):
+    with pytest.raises(UserError, match=r"^data\.root: no cifar10 in /[^\n]*data\.download=true$"):
         TorchvisionConfig(source="torchvision", dataset="cifar10", root=str(tmp_path), size=[8, 8]).build()
 
     def idx(path: Path, values: np.ndarray) -> None:
@@ -64,14 +73,20 @@ def test_torchvision_sets(tmp_path: Path) -> None:
     raw.mkdir(parents=True)
     for part in ("train", "t10k"):
         idx(raw / f"{part}-images-idx3-ubyte", np.arange(2 * 28 * 28).reshape(2, 28, 28) % 256)
-        idx(raw / f"{part}-labels-idx1-ubyte", np.array([7, 3]))
-    source = TorchvisionConfig(source="torchvision", dataset="mnist", root=str(tmp_path), size=[32, 16]).build()
+        idx(raw / f"{part}-labels-idx1-ubyte", np.array([7, 3] if part == "train" else [1, 1]))
+    config = TorchvisionConfig(source="torchvision", dataset="mnist", root=str(tmp_path), size=(32, 16))
+    source = config.build()
     assert len(source) == 2
     assert source.classes == tuple("0123456789")
     item = source.read(0)
     assert item.media.shape == source.shape(0) == (1, 32, 16)
     assert item.entry.label == "7"
     assert -1 <= item.media.min() < item.media.max() <= 1
+    held_out = config.build_held_out()
+    assert held_out is not None
+    assert [held_out.entry(n).label for n in range(2)] == ["1", "1"]
+    assert held_out.entry(0).name != source.entry(0).name
+    assert held_out.config.build_held_out() is None
 
 
 # LJSpeech
@@ -147,8 +162,8 @@ def test_broken_clips_stay_and_are_named(tmp_path: Path) -> None:
             source.read(i)
         except BrokenItem as broken:
             reasons[source.entry(i).name] = str(broken)
-    assert len(source) == 13
-    assert set(reasons) == {source.entry(i).name for i in range(13)} - {"good"}
+    assert len(source) == 12  # the blank line is none
+    assert set(reasons) == {source.entry(i).name for i in range(12)} - {"good"}
     for name, reason in {
         "metadata.csv line 2": "no bar",
         "silent": "no text",
@@ -164,6 +179,102 @@ def test_broken_clips_stay_and_are_named(tmp_path: Path) -> None:
         source.shape(3)  # known before anything is read
 
 
+def test_ids_go_through_folders_and_may_have_their_suffix(tmp_path: Path) -> None:
+    """And one file that is missing is one broken clip."""
+    names = ["anna/one", "anna/two", "three.wav", "four.flac", "five", "dr. six", "anna/gone", "gone.wav"]
+    corpus(tmp_path, *(f"{name}|x|x" for name in names))
+    files = ["anna/one.wav", "anna/two.FLAC", "three.wav", "four.wav", "five.WAV", "dr. six.wav"]
+    (tmp_path / "wavs" / "anna").mkdir()
+    for file in files:
+        form = "FLAC" if file.endswith("FLAC") else "WAV"
+        soundfile.write(tmp_path / "wavs" / file, tone(0.5, 22050), 22050, format=form)
+    source = speech(tmp_path)
+    assert [source.entry(n).path for n in range(6)] == [tmp_path / "wavs" / file for file in files]
+    assert all(source.read(n).media.shape == (11025,) for n in range(6))
+    for n in (6, 7):
+        with pytest.raises(BrokenItem, match=f"^no {names[n]}.wav or .flac in "):
+            source.shape(n)
+
+
+def test_blank_lines_are_none(tmp_path: Path) -> None:
+    corpus(tmp_path, "A|a|a", "", "  \t", "B|b|b\r", "\r", "")
+    for name in "AB":
+        soundfile.write(tmp_path / "wavs" / f"{name}.wav", tone(0.5, 22050), 22050)
+    source = speech(tmp_path)
+    assert [source.entry(n).name for n in range(len(source))] == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("A|plain|normalised", "normalised"),
+        ('A|"quoted|"quoted', '"quoted'),
+        ("A|one", "one"),
+        ("A|one| ", "one"),
+        ("A|left | right|left | right", "left | right"),
+        ("A|it is 5 | 6 or so|it is five | six or so", "it is five | six or so"),
+        ("A|left | right|left right", "left right"),
+        ("A|left right|left | right", "left | right"),
+        ("A|a bar | and another | in a single text", "a bar | and another | in a single text"),
+        ("A|x | y | z|x | y | z", "x | y | z"),
+    ],
+)
+def test_bars_inside_a_text_stay_in_it(line: str, text: str, tmp_path: Path) -> None:
+    corpus(tmp_path, line)
+    soundfile.write(tmp_path / "wavs" / "A.wav", tone(0.5, 22050), 22050)
+    assert speech(tmp_path).entry(0).text == text
+
+
+def cut(path: Path, share: float) -> None:
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "MS_ADPCM"])
+@pytest.mark.parametrize("form", ["WAV", "WAVEX", "RF64"])
+def test_wavs_that_were_cut_are_broken(form: str, subtype: str, tmp_path: Path) -> None:
+    """libsndfile reads them without a word; whole ones stay whole."""
+    if not soundfile.check_format(form, subtype):
+        pytest.skip("there are no such files")
+    corpus(tmp_path, "A|a|a", "B|b|b", "C|c|c")
+    for name in "ABC":
+        soundfile.write(tmp_path / "wavs" / f"{name}.wav", tone(0.7, 22050), 22050, format=form, subtype=subtype)
+    cut(tmp_path / "wavs" / "B.wav", 0.5)
+    cut(tmp_path / "wavs" / "C.wav", 0.98)
+    source = speech(tmp_path)
+    assert source.read(0).media.shape == source.shape(0)
+    for n in (1, 2):
+        with pytest.raises(BrokenItem, match=r"^cut short: [\d,]+ bytes fewer than its header says$"):
+            source.shape(n)
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFF_FFDB, 0xFFFF_FFFF])
+def test_wavs_whose_writer_did_not_know_the_end_are_whole(size: int, tmp_path: Path) -> None:
+    corpus(tmp_path, "A|a|a")
+    path = tmp_path / "wavs" / "A.wav"
+    soundfile.write(path, tone(0.7, 22050), 22050)
+    whole = bytearray(path.read_bytes())
+    assert whole[36:40] == b"data"
+    whole[40:44] = struct.pack("<I", size)
+    path.write_bytes(whole)
+    with soundfile.SoundFile(path) as file:
+        if not file.frames:
+            pytest.skip("libsndfile takes it at its word")
+    assert speech(tmp_path).read(0).media.shape == (15435,)
+
+
+def test_headers_that_count_themselves_and_chunks_behind_the_sound_are_fine(tmp_path: Path) -> None:
+    corpus(tmp_path, "A|a|a", "B|b|b", "C|c|c")
+    wavs = tmp_path / "wavs"
+    soundfile.write(wavs / "A.wav", tone(0.7, 22050), 22050)
+    whole = bytearray((wavs / "A.wav").read_bytes())
+    (wavs / "B.wav").write_bytes(bytes(whole) + b"LIST" + struct.pack("<I", 4) + b"INFO")
+    whole[40:44] = struct.pack("<I", len(whole))
+    (wavs / "A.wav").write_bytes(whole)
+    soundfile.write(wavs / "C.wav", tone(0.7, 22050), 22050, format="OGG")
+    source = speech(tmp_path)
+    assert [source.read(n).media.shape for n in range(3)] == [(15435,)] * 3
+
+
 def test_clips_outside_the_range_are_counted(tmp_path: Path) -> None:
     corpus(tmp_path, *(f"{name}|x|x" for name in "ABCDE"))
     for name, seconds in zip("ABCDE", (0.1, 0.5, 1.5, 2.5, 1.0), strict=True):
@@ -177,7 +288,10 @@ def test_clips_outside_the_range_are_counted(tmp_path: Path) -> None:
 
 
 def test_no_corpus_names_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data fetch ljspeech --out [^\n]*djepa-mm train spoken-digits$"):
+    with pytest.raises(
+        UserError,
+        match=r"^data\.root: no LJSpeech corpus at /[^\n]*fetch ljspeech --out [^\n]*train spoken-digits$",
+    ):
         speech(tmp_path)
 
 
