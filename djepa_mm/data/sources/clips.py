@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from djepa_mm.data.video.reader import Header, VideoReader, Wanted
+from djepa_mm.data.video.reader import AHEAD, Header, VideoReader, Wanted
 from djepa_mm.types import BrokenItem, Entry, Item, SourceConfig, UserError
 
 LUMA = torch.tensor([0.299, 0.587, 0.114]).reshape(3, 1, 1, 1)  # of red, green and blue, ITU-R BT.601
@@ -32,14 +32,15 @@ class VideoConfig(SourceConfig):
     channels: Literal[1, 3] = 3
     """1 makes clips grey."""
     frame_rate: PositiveFloat | None = None
-    """Frames a second that videos are resampled to, by repeating or dropping; their own where it is not given."""
+    """Frames a second that videos are resampled to, by repeating or dropping, at the times at which they are shown;
+    their own where it is not given."""
     stride: PositiveInt = 1
     """Every how manyth frame is taken, after resampling."""
     window: Literal["middle", "random", "all"] = "middle"
     """Which n frames of a longer video: those in the middle; any, anew each time it is read; or one item for each
     window that follows another."""
     reader: Literal["auto", "decord", "pyav"] = "auto"
-    """auto: decord where it is installed and can read the file, else PyAV, which reads headers in any case."""
+    """auto and pyav: PyAV. decord: decord where it counts a film's frames as they are shown, else PyAV."""
     decode_timeout_s: PositiveFloat = 10.0
     """A file that takes longer is broken."""
     max_side: PositiveInt = 4096
@@ -122,10 +123,11 @@ class Clips:
         self.headers: list[Header | None] = []
         self.broken: dict[int, str] = {}  # why a file cannot be used, by its index in `files`
         self.windows: list[_Window] = []
-        for number, file in enumerate(files):
+        paths = [root / file for file in files]
+        for number, path in enumerate(paths):
             header = None
             try:
-                header = self.reader.header(root / file)
+                header = self.reader.header(path, paths[number + 1 : number + 1 + AHEAD])
                 firsts = self._firsts(header)
             except BrokenItem as error:
                 self.broken[number] = str(error)
@@ -151,7 +153,7 @@ class Clips:
         header = self.headers[file]
         if header is None or file in self.broken:
             raise BrokenItem(self.broken[file])
-        return (self.config.channels, len(self._offsets(header)), *self._size(header))
+        return (self.config.channels, self._count(header), *self._size(header))
 
     def read(self, index: int) -> Item:
         (item,) = self.read_all([index])
@@ -184,12 +186,11 @@ class Clips:
         header = self.headers[window.file]
         if header is None or window.file in self.broken:
             return BrokenItem(self.broken[window.file])
-        offsets = self._offsets(header)
         first = window.first
         if first is None:
-            first = int(torch.randint(header.frames - offsets[-1], ()))
+            first = int(torch.randint(self._choices(header), ()))
         path = self.root / self.files[window.file]
-        return Wanted(path=path, indices=tuple(first + offset for offset in offsets), size=self._size(header))
+        return Wanted(path=path, header=header, indices=self._indices(header, first), size=self._size(header))
 
     def _size(self, header: Header) -> tuple[int, int]:
         """Height and width of a file's items."""
@@ -198,18 +199,45 @@ class Clips:
         _, rows, columns = self.config.multiple_of
         return header.height - header.height % rows, header.width - header.width % columns
 
-    def _offsets(self, header: Header) -> list[int]:
-        """Frame numbers of an item, from its first frame on, in frames of the file."""
-        count, step = self.config.frames, self._step(header)
-        if count is None:
-            count = math.ceil((header.frames - 0.5) / step)  # all that lie inside, rounded as below
-            count = max(1, count // self.config.multiple_of[0]) * self.config.multiple_of[0]
-        return [int(k * step + 0.5) for k in range(count)]
+    def _indices(self, header: Header, first: int) -> tuple[int, ...]:
+        """Frame numbers of an item that begins with frame `first`."""
+        count, step = self._count(header), self._step(header)
+        if self._by_number(header):
+            return tuple(first + int(k * step + 0.5) for k in range(count))
+        began = header.time(first)
+        return tuple(header.shown(began + k * self._step_s) for k in range(count))
+
+    def _by_number(self, header: Header) -> bool:
+        """Whether a frame's number tells when it is shown, as far as that matters."""
+        return self.config.frame_rate is None or header.steady
+
+    def _count(self, header: Header) -> int:
+        """Frames of an item."""
+        if self.config.frames is not None:
+            return self.config.frames
+        if self._by_number(header):
+            count = math.ceil((header.frames - 0.5) / self._step(header))  # all that lie inside, rounded as above
+        else:
+            count = 1 + int(header.time(-1) / self._step_s + 1e-6)
+        return max(1, count // self.config.multiple_of[0]) * self.config.multiple_of[0]
+
+    def _choices(self, header: Header) -> int:
+        """Frames that an item may begin with; not positive where the film is too short for one."""
+        last = self._count(header) - 1
+        if self._by_number(header):
+            return header.frames - int(last * self._step(header) + 0.5)
+        return header.shown(header.time(-1) - last * self._step_s) + 1
 
     def _step(self, header: Header) -> float:
-        """Frames of the file from one frame of an item to the next."""
+        """Frames of the file from one frame of an item to the next, where they are evenly spaced."""
         rate = self.config.frame_rate
         return self.config.stride * (1.0 if rate is None else header.frame_rate / rate)
+
+    @property
+    def _step_s(self) -> float:
+        """Seconds from one frame of an item to the next, where `frame_rate` tells."""
+        assert self.config.frame_rate is not None
+        return self.config.stride / self.config.frame_rate
 
     def _firsts(self, header: Header) -> list[int | None]:
         """First frames of a file's items; None where it is drawn later. Raises BrokenItem."""
@@ -220,12 +248,15 @@ class Clips:
             raise BrokenItem(f"{header.frames} frames, more than data.max_frames {config.max_frames}")
         if header.duration_s > config.max_duration_s:
             raise BrokenItem(f"{header.duration_s:.0f} s, more than data.max_duration_s {config.max_duration_s:g}")
-        rest = header.frames - 1 - self._offsets(header)[-1]
-        if rest < 0:
-            needed = header.frames - rest
-            raise BrokenItem(
-                f"too short: {header.frames} frames at {header.frame_rate:g} a second, {needed} are needed"
-            )
+        choices = self._choices(header)
+        if choices < 1:
+            if self._by_number(header):
+                has = f"{header.frames} frames at {header.frame_rate:g} a second"
+                needed = f"{header.frames + 1 - choices}"
+            else:
+                has = f"its {header.frames} frames begin within {header.time(-1):.2f} s"
+                needed = f"{(self._count(header) - 1) * self._step_s:.2f} s"
+            raise BrokenItem(f"too short: {has}, {needed} are needed")
         if not all(self._size(header)):
             raise BrokenItem(f"{header.width}×{header.height} pixels, less than data.multiple_of")
         if config.frames is None:
@@ -233,8 +264,15 @@ class Clips:
         if config.window == "random":
             return [None]
         if config.window == "middle":
-            return [rest // 2]
-        return list(range(0, rest + 1, max(1, round(config.frames * self._step(header)))))
+            return [(choices - 1) // 2]
+        if self._by_number(header):
+            return list(range(0, choices, max(1, round(config.frames * self._step(header)))))
+        firsts: list[int | None] = []
+        first = 0
+        while first < choices:
+            firsts.append(first)
+            first = max(first + 1, header.shown(header.time(first) + config.frames * self._step_s))
+        return firsts
 
 
 def find_videos(root: Path, field: str) -> list[Path]:
