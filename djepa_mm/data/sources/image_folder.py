@@ -61,6 +61,7 @@ class ImageFolder:
     def __init__(self, config: ImageFolderConfig, field: str = "data.root") -> None:
         """field: of the recipe, that says which folder it is."""
         self.config = config
+        self.draws = config.flip
         self.root = Path(config.root).expanduser()
         if not self.root.is_dir():
             where = self.root.absolute()
