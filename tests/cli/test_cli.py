@@ -384,7 +384,7 @@ def test_mistakes_in_speech_and_editing(speech_run: Path, digits_run: Path, tmp_
     )
     binary = _written(tmp_path / "b.txt", b"\xff\xfe\x00")
     assert "cannot be read" in mistake("generate", run, "--prompts", str(binary), cwd=tmp_path)
-    assert "speech" in mistake("evaluate", str(digits_run), cwd=tmp_path)
+    assert "for speech" in mistake("evaluate", str(digits_run), "--prompts", "project-page", cwd=tmp_path)
     assert "recogniser" in mistake("evaluate", run, "--recogniser", str(tmp_path / "none"), cwd=tmp_path)
     assert "recogniser" in mistake("generate", str(digits_run), "--candidates", "2", cwd=tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.txt", "e.txt"]
