@@ -474,9 +474,9 @@ def test_a_run_is_measured(digits_run: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(report, "train_classifier", functools.partial(report.train_classifier, steps=20))  # quicker
     told: list[tuple[int, int]] = []
-    with pytest.raises(UserError, match="holds nothing out"):
-        djepa_mm.load(digits_run).evaluate()
-    figures = djepa_mm.load(digits_run, {"data.split": "train"}, device="cpu").evaluate(
+    with pytest.raises(UserError, match="nothing is held out"):
+        djepa_mm.load(digits_run, {"data.split": "all"}).evaluate()
+    figures = djepa_mm.load(digits_run, device="cpu").evaluate(
         count=20, guidance=1.5, progress=lambda done, total: told.append((done, total))
     )
     assert figures["recipe"] == "digits"

@@ -234,7 +234,7 @@ def read_items(pipeline: Pipeline, source: Source, indices: Sequence[int]) -> It
             name, reason = next(iter(broken.items()))
             warnings.warn(f"{len(broken)} items are left out, such as {name}: {reason}", Notice, stacklevel=2)
     if not left:
-        reason = next(iter(broken.values()), "none is there")
+        reason = next(reversed(broken.values()), "none is there")
         raise UserError(f"no item of the corpus can be used to measure with: {reason}")
 
 

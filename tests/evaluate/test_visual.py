@@ -10,14 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
 from djepa_mm.cli.app import main
 from djepa_mm.data.sources.digits import Digits, load_digits
+from djepa_mm.data.sources.ljspeech import LJSpeechConfig
 from djepa_mm.data.sources.moving_digits import MovingDigitsConfig, moving_digits
+from djepa_mm.errors import Notice
+from djepa_mm.evaluate import report as report_module
 from djepa_mm.evaluate import visual
 from djepa_mm.evaluate.distance import psnr_db, ssim
 from djepa_mm.evaluate.features import (
@@ -149,9 +155,17 @@ def test_large_frames_are_seen_smaller() -> None:
     assert shapes == [torch.Size([8, 3, 32, 64])]
 
 
-def test_the_classifier_needs_classes() -> None:
-    with pytest.raises(UserError, match="has none: give --extractor"):
-        extractor_for("embedded")
+def test_without_classes_pixels_are_compared() -> None:
+    """Flat frames of 16×16, each in one of its colours: 8×8 means of them, and how much they change."""
+    clips = torch.zeros(2, 3, 4, 16, 16)
+    clips[0, 1] = torch.tensor([0.0, 0.4, 0.0, 0.4])[:, None, None]
+    extractor = extractor_for("embedded")
+    means, changes = features(extractor, clips).reshape(2, 2, 3, 64).unbind(1)
+    assert torch.allclose(means[0], torch.tensor([0.0, 0.2, 0.0])[:, None].expand(3, 64), atol=1e-6)
+    assert torch.allclose(changes[0], torch.tensor([0.0, 0.4, 0.0])[:, None].expand(3, 64), atol=1e-6)
+    assert not means[1].any()
+    assert not changes[1].any()
+    assert features(extractor, clips[:, :, 0]).shape == (2, 2 * 3 * 64)  # pictures
 
 
 # --- networks of others
@@ -464,7 +478,8 @@ def test_mistakes(painter: Pipeline, speaker: Pipeline, tmp_path: Path) -> None:
     extractor = extractor_for(str(scripted(Plain(), tmp_path)))
     with pytest.raises(UserError, match="two items or more"):
         evaluate_visual(painter, held_out, known, extractor, count=1)
-    with pytest.raises(UserError, match="holds nothing out"):
+    painter.recipe = load_recipe("digits", ["data.split=all"])
+    with pytest.raises(UserError, match=r"nothing is held out: train with data\.split train"):
         evaluate_run(tmp_path, painter)
     with pytest.raises(UserError, match="--given 2: frames are for clips"):
         evaluate_run(tmp_path, speaker, given=2)
@@ -489,7 +504,8 @@ class Partly(Digits):
 
 def test_items_that_cannot_be_used_are_left_out(painter: Pipeline) -> None:
     source = Partly(torch.zeros(4, 1, 8, 8), [5, 6, 7, 8])
-    assert [item.entry.label for item in read_items(painter, source, range(4))] == ["7", "8"]
+    with pytest.warns(Notice, match="^2 items are left out, such as digits/0: torn$"):
+        assert [item.entry.label for item in read_items(painter, source, range(4))] == ["7", "8"]
     with pytest.raises(UserError, match="the tokenizer takes pictures"):
         list(read_items(painter, source, [0, 1]))
     painter.condition = painter.recipe.condition.build()
@@ -513,3 +529,76 @@ def test_items_are_spread_over_a_corpus_that_lies_in_order() -> None:
     assert spread(9, 3) == [0, 1, 2]
     choose: Callable[[int], int] = lambda n: spread(200, 1000)[n] // 100  # noqa: E731  (a class is a hundred)
     assert [sum(choose(n) == label for n in range(200)) for label in range(10)] == [20] * 10
+
+
+# --- folders of one's own
+
+
+def test_a_run_finds_its_pictures_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its data.root is relative to where it was trained, also when all of that moves; without classes, by pixels."""
+    home, away = tmp_path / "home", tmp_path / "away"
+    (home / "pictures").mkdir(parents=True)
+    away.mkdir()
+    for n in range(60):
+        Image.new("L", (8, 8), 4 * n).save(home / "pictures" / f"{n:02d}.png")
+    monkeypatch.chdir(home)
+    sets = [
+        "data.root=pictures", "data.size=[8, 8]", "data.channels=1", "data.held_out=0.2", "condition.kind=none",
+        "tokenizer={kind: patches, patch: 4, channels: 1, size: [8, 8]}", "sample.guidance=1", "run.samples=1", *SMALL,
+    ]  # fmt: skip
+    train(load_recipe("pictures", sets), Path("runs/mine"))
+
+    def evaluate(run: Path, *words: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["djepa-mm", "evaluate", str(run), "--count", "4", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), (out + err).strip()
+
+    monkeypatch.chdir(away)
+    code, told = evaluate(home / "runs" / "mine")
+    assert code == 0
+    assert "pixels: frames of 8×8" in " ".join(told.split())
+    home.rename(tmp_path / "moved")
+    assert evaluate(tmp_path / "moved" / "runs" / "mine")[0] == 0
+    (tmp_path / "moved" / "pictures").rename(away / "pictures")
+    assert evaluate(tmp_path / "moved" / "runs" / "mine")[0] == 0  # here, and not there
+    (away / "pictures").rename(away / "others")
+    assert evaluate(tmp_path / "moved" / "runs" / "mine", "--set", "data.root=others")[0] == 0
+    code, told = evaluate(tmp_path / "moved" / "runs" / "mine")
+    wanted = f"djepa-mm: data.root: no folder at {tmp_path / 'moved' / 'pictures'}; give a folder of pictures or of"
+    assert (code, told) == (2, f"{wanted} class folders")
+
+
+def test_a_broken_held_out_recording_is_left_out(
+    speaker: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wavs").mkdir()
+    texts = [
+        " ".join(("one", "two", "three", "four", "five")[int(digit) % 5] for digit in f"{n:03d}") for n in range(40)
+    ]
+    (tmp_path / "metadata.csv").write_text("".join(f"c{n:02d}|{text}\n" for n, text in enumerate(texts)))
+    rate_hz = speaker.tokenizer.media.sample_rate_hz  # type: ignore[attr-defined]
+    for n in range(len(texts)):
+        soundfile.write(tmp_path / "wavs" / f"c{n:02d}.wav", np.full(rate_hz, n / 100), rate_hz)
+    data = LJSpeechConfig(source="ljspeech", root=str(tmp_path), sample_rate_hz=rate_hz, held_out=0.4)
+    held_out = data.build_held_out()
+    assert held_out is not None
+    first, second = held_out.entry(0), held_out.entry(1)
+    assert first.path is not None
+    first.path.write_bytes(first.path.read_bytes()[:1000])
+    speaker.recipe = speaker.recipe.model_copy(update={"data": data})
+    asked: list[Any] = []
+
+    def figures(pipeline: Pipeline, texts: list[str], recordings: list[Tensor], *rest: Any) -> dict[str, Any]:
+        asked.extend([texts, recordings])
+        return {}
+
+    monkeypatch.setattr(report_module, "evaluate_speech", figures)
+    monkeypatch.setattr(report_module, "recogniser_for", lambda *_: None)
+    with pytest.warns(Notice, match=rf"^1 items are left out, such as {first.name}: cut short"):
+        report_module._speech(speaker, (), 3, "auto", speaker.sampler, 0, None)
+    assert asked[0] == [held_out.entry(n).text for n in (1, 2, 3)]
+    assert asked[1][0].mean().item() == pytest.approx(int(second.name[1:]) / 100, abs=1e-4)
