@@ -16,7 +16,9 @@ from djepa_mm.cli.demo import demo
 from djepa_mm.cli.doctor import doctor
 from djepa_mm.cli.edit import edit
 from djepa_mm.cli.evaluate import evaluate
+from djepa_mm.cli.export import export
 from djepa_mm.cli.generate import generate
+from djepa_mm.cli.import_ import import_
 from djepa_mm.cli.info import info
 from djepa_mm.cli.tokens import tokens
 from djepa_mm.cli.train import train
@@ -49,6 +51,8 @@ def common(
 
 for verb in (train, generate, edit, evaluate, tokens, info, doctor, demo):
     app.command()(verb)
+app.command("import")(import_)
+app.command()(export)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.add_typer(vocoder.app, name="vocoder")

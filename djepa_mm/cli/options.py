@@ -46,6 +46,18 @@ class Unknown(StrEnum):
 UnknownOption = Annotated[
     Unknown, typer.Option(help="Characters that the model does not know: an error that names them, or dropped.")
 ]
+
+
+class Kept(StrEnum):
+    """Which of two sets of weights."""
+
+    averaged = "averaged"
+    plain = "plain"
+
+
+KeptOption = Annotated[
+    Kept, typer.Option("--weights", help="The averaged weights, which are meant to sample, or the plain ones.")
+]
 ConditionOption = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--condition", metavar="KEY=VALUE", help="What to generate, for any kind of condition. Repeatable."),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,8 @@ from djepa_mm.core.masking import Mask, MaskRatio, Order, draw_mask
 from djepa_mm.core.nn.blocks import Streams, Transformer, xavier_init
 from djepa_mm.core.nn.positions import LearnedPositions, RotaryPositions
 from djepa_mm.core.types import Condition, ConditionEmbedder, ConditionTokens, Head, TokenBatch
+
+Projector = Literal["plain", "norm", "none"]  # of the prediction loss, see Networks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,15 +36,22 @@ class Size:
     mlp_ratio: float = 4.0
     dropout: float = 0.0
     streams: Streams = "one"
+    qk_norm: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Positions:
-    """How tokens know their place: a learned table over `grid`, rotary angles on `axes`, or both."""
+    """How tokens know their place: a learned table over `grid`, rotary angles on `axes`, or both.
+
+    buffer: so many condition tokens at the head of γ's sequence have learned positions too; those of φ's are the
+    buffer tokens themselves. before_head: one more table over `grid` is added to what γ gives. Both are MAR's.
+    """
 
     grid: tuple[int, int, int] | None = None
     axes: tuple[str, ...] | None = None
     rotary_base: float = 10_000.0
+    buffer: int = 0
+    before_head: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +131,14 @@ class Predictor(nn.Module):
         self.stack = Stack(size, positions)
         self.input.apply(xavier_init)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.buffer_positions = None
+        if positions.buffer:
+            self.buffer_positions = nn.Parameter(torch.empty(positions.buffer, size.width))
+            nn.init.trunc_normal_(self.buffer_positions, std=0.02)
+        self.head_positions = None
+        if positions.before_head:
+            assert positions.grid is not None, "positions before the head are learned over a grid"
+            self.head_positions = LearnedPositions(positions.grid, size.width)
 
     def forward(self, context: Context, positions: Tensor, valid: Tensor) -> Tensor:
         """positions (B, N, 3), valid (B, N) bool, False on padding -> features of all places (B, N, D)."""
@@ -129,19 +146,40 @@ class Predictor(nn.Module):
         length = context.condition.tokens.shape[1]
         x = scatter(features[:, length:], context, self.mask_token, positions.shape[1])  # (B, N, D)
         x = self.stack.embed(x, positions)
-        return self.stack.run(context.condition, features[:, :length], x, positions, valid)[:, length:]
+        condition_tokens = features[:, :length]
+        if self.buffer_positions is not None:
+            rest = length - len(self.buffer_positions)
+            condition_tokens = condition_tokens + F.pad(self.buffer_positions, (0, 0, 0, rest))
+        z = self.stack.run(context.condition, condition_tokens, x, positions, valid)[:, length:]
+        return z if self.head_positions is None else z + self.head_positions(positions)
 
 
 class Networks(nn.Module):
-    """Everything that is trained and averaged."""
+    """Everything that is trained and averaged.
 
-    def __init__(self, *, token_dim: int, size: Size, positions: Positions, embedder: nn.Module, head: nn.Module):
+    projector: the MLP of the prediction loss, `plain`, with a `norm` before its second layer, as in D-JEPA's code, or
+    `none`, as in MAR, which has no such loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        token_dim: int,
+        size: Size,
+        positions: Positions,
+        embedder: nn.Module,
+        head: nn.Module,
+        projector: Projector = "plain",
+    ) -> None:
         super().__init__()
         self.embedder = embedder
         self.encoder = ContextEncoder(token_dim, size, positions)
         self.predictor = Predictor(size, positions)
         hidden = 4 * size.width
-        self.projector = nn.Sequential(nn.Linear(size.width, hidden), nn.GELU(), nn.Linear(hidden, size.width))
+        self.projector = nn.Sequential()
+        if projector != "none":
+            norm = [nn.LayerNorm(hidden, eps=1e-6)] if projector == "norm" else []
+            self.projector.extend([nn.Linear(size.width, hidden), nn.GELU(), *norm, nn.Linear(hidden, size.width)])
         self.projector.apply(xavier_init)
         self.head = head
 
@@ -162,6 +200,7 @@ class DJEPA(nn.Module):
     after them is not in the sequence at all; None predicts all that is masked, as the paper does.
     embedder: a `ConditionEmbedder`.
     condition_drop: probability that a sample's condition is replaced by the null one, for guidance.
+    target_dropped: the target encoder then gets the null one too; else always the true one, as in D-JEPA's code.
     """
 
     def __init__(
@@ -176,16 +215,20 @@ class DJEPA(nn.Module):
         mask_orders: tuple[Order, ...] = ("random",),
         mask_horizon: int | None = None,
         condition_drop: float = 0.1,
+        target_dropped: bool = True,
         generation_weight: float = 1.0,
         prediction_weight: float = 1.0,
+        projector: Projector = "plain",
     ) -> None:
         super().__init__()
         self.token_dim = token_dim
-        self.online = Networks(token_dim=token_dim, size=size, positions=positions, embedder=embedder, head=head)
+        self.online = Networks(
+            token_dim=token_dim, size=size, positions=positions, embedder=embedder, head=head, projector=projector
+        )
         self.averaged = copy.deepcopy(self.online).requires_grad_(False).eval()
         self.mask_ratio, self.mask_orders = mask_ratio or MaskRatio(), mask_orders
         self.mask_horizon = mask_horizon
-        self.condition_drop = condition_drop
+        self.condition_drop, self.target_dropped = condition_drop, target_dropped
         self.generation_weight, self.prediction_weight = generation_weight, prediction_weight
 
     def train(self, mode: bool = True) -> DJEPA:
@@ -212,8 +255,8 @@ class DJEPA(nn.Module):
         generation = cast(Head, self.online.head).loss(z, batch.tokens[masked], generator).mean()
         prediction = generation.new_zeros(())
         if self.prediction_weight:
-            target = self.target_features(batch, dropped)[masked].float()  # (M, D)
-            prediction = F.smooth_l1_loss(self.online.projector(z).float(), target, beta=2.0)
+            target = self.target_features(batch, dropped & self.target_dropped)[masked].float()  # (M, D)
+            prediction = prediction_loss(self.online.projector(z), target)
         total = self.generation_weight * generation + self.prediction_weight * prediction
         return Losses(total=total, generation=generation, prediction=prediction)
 
@@ -262,6 +305,11 @@ class DJEPA(nn.Module):
     def update_average(self, decay: float) -> None:
         """Move the averages (and with them the target encoder) towards the online weights; after each step."""
         update_average(self.averaged, self.online, decay)
+
+
+def prediction_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """L_p (D-JEPA eq. 4): smooth L1 between projected features and the target encoder's, both (M, D)."""
+    return F.smooth_l1_loss(predicted.float(), target, beta=2.0)
 
 
 def within_horizon(batch: TokenBatch, mask: Mask) -> tuple[TokenBatch, Mask]:

@@ -50,7 +50,7 @@ def reveal_keys(positions: Tensor, order: Order, generator: torch.Generator) -> 
     keys = torch.rand(shape, generator=generator, device=generator.device).to(device)
     if order == "frames":
         return positions[..., 0] + keys
-    if order == "tubes":
+    if order == "tubes" and shape[1]:
         _, h, w = positions.long().unbind(-1)
         place = h * (int(w.max()) + 1) + w  # (B, N)
         tubes = torch.rand(len(positions), int(place.max()) + 1, generator=generator, device=generator.device)
@@ -91,15 +91,16 @@ def draw_mask(
     return Mask(visible=rank < known, masked=(rank >= known) & (rank < last))
 
 
-def reveal_schedule(num_tokens: int, steps: int, schedule: Schedule = "cosine") -> list[int]:
+def reveal_schedule(num_tokens: int, steps: int, schedule: Schedule = "cosine", leave_one: bool = False) -> list[int]:
     """How many tokens are known after each of T steps: N − floor(N · cos(π/2 · n/T)), at least one new a step.
 
     `linear` reveals about as many in each step, for orders that know their neighbours early. All are known after the
-    last step; where T > N, the steps after the N-th reveal nothing.
+    last step; where T > N, the steps after the N-th reveal nothing. With `leave_one`, every step leaves one for the
+    last.
     """
-    known = [0]
+    known, most = [0], num_tokens - int(leave_one)
     for n in range(1, steps + 1):
         left = math.cos(math.pi / 2 * n / steps) if schedule == "cosine" else 1 - n / steps
-        known.append(min(max(num_tokens - math.floor(num_tokens * left), known[-1] + 1), num_tokens))
+        known.append(min(max(num_tokens - math.floor(num_tokens * left), known[-1] + 1), most))
     known[-1] = num_tokens
     return known[1:]

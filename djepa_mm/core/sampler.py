@@ -26,7 +26,9 @@ class Sampler:
 
     ar_steps: T. guidance: s, 1 is none. guidance_schedule: `constant`, or `linear`: s_n = 1 + (s − 1) · (share known
     after step n). temperature: scales the head's noise. order: in which the places are revealed. schedule: how many
-    of them in each step. horizon: how many places the predictor fills in at once, as in training; None is all of them.
+    of them in each step. leave_one: every step but the last leaves one place, and the share known of the linear
+    guidance never counts it, so that it ends at (N − 1)/N, as in the code of MAR and D-JEPA.
+    horizon: how many places the predictor fills in at once, as in training; None is all of them.
     """
 
     ar_steps: int = 64
@@ -35,6 +37,7 @@ class Sampler:
     temperature: float = 1.0
     order: Order = "random"
     schedule: Schedule = "cosine"
+    leave_one: bool = False
     horizon: int | None = None
 
     @torch.no_grad()
@@ -61,8 +64,8 @@ class Sampler:
             tokens = torch.zeros(*valid.shape, model.token_dim, device=device)
         tokens, known = tokens.float() * known[..., None], known & valid
         free = (valid & ~known).cpu()
-        orders = [self._order(*row) for row in zip(free, positions.cpu(), generators, strict=True)]
-        schedules = [[0, *reveal_schedule(len(order), self.ar_steps, self.schedule)] for order in orders]
+        orders = self._orders(free, positions.cpu(), generators)
+        schedules = [[0, *reveal_schedule(len(o), self.ar_steps, self.schedule, self.leave_one)] for o in orders]
 
         for step in range(self.ar_steps):
             revealed = [o[s[step] : s[step + 1]] for o, s in zip(orders, schedules, strict=True)]
@@ -82,7 +85,7 @@ class Sampler:
                     z_null = model.features(tokens, positions, known, in_sequence, condition, null=True)[rows, places]
                 new = model.head.sample(
                     z,
-                    noise=partial(draw_noise, generators, counts, model.token_dim, device),
+                    noise=partial(self._noise, generators, counts, model.token_dim, device),
                     z_null=z_null,
                     guidance=guidance,
                     temperature=self.temperature,
@@ -93,21 +96,25 @@ class Sampler:
                 progress(step + 1, self.ar_steps)
         return tokens
 
-    def _order(self, free: Tensor, positions: Tensor, generator: torch.Generator) -> Tensor:
-        """free (N,) bool, positions (N, 3) -> the free places in the order in which they are revealed."""
-        places = free.nonzero()[:, 0]
-        return places[reveal_keys(positions[None, places], self.order, generator)[0].argsort(stable=True)]
+    def _orders(self, free: Tensor, positions: Tensor, generators: Sequence[torch.Generator]) -> list[Tensor]:
+        """free (B, N) bool, positions (B, N, 3) -> each sample's free places in the order of revealing."""
+        orders = []
+        for places, coordinates, generator in zip(free, positions, generators, strict=True):
+            index = places.nonzero()[:, 0]
+            orders.append(index[reveal_keys(coordinates[None, index], self.order, generator)[0].argsort(stable=True)])
+        return orders
+
+    def _noise(
+        self, generators: Sequence[torch.Generator], counts: Sequence[int], channels: int, device: torch.device
+    ) -> Tensor:
+        """Unit normal noise (M, C), each sample's rows from its own generator."""
+        pairs = zip(generators, counts, strict=True)
+        return torch.cat([torch.randn(n, channels, generator=g) for g, n in pairs]).to(device)
 
     def _guidance(self, known: Tensor, valid: Tensor, counts: Tensor) -> Tensor:
         """(B,) the guidance of this step."""
         if self.guidance_schedule == "constant":
             return torch.full(counts.shape, self.guidance, device=counts.device)
-        return 1 + (self.guidance - 1) * (known.sum(1) + counts) / valid.sum(1)
-
-
-def draw_noise(
-    generators: Sequence[torch.Generator], counts: Sequence[int], channels: int, device: torch.device
-) -> Tensor:
-    """Unit normal noise (M, C), each sample's rows from its own generator."""
-    pairs = zip(generators, counts, strict=True)
-    return torch.cat([torch.randn(n, channels, generator=g) for g, n in pairs]).to(device)
+        num_tokens = valid.sum(1)
+        after = (known.sum(1) + counts).minimum(num_tokens - int(self.leave_one))
+        return 1 + (self.guidance - 1) * after / num_tokens

@@ -10,17 +10,26 @@ from djepa_mm.core.heads.flow import FlowHead
 from djepa_mm.core.masking import MaskRatio
 from djepa_mm.core.sampler import Sampler
 from djepa_mm.recipe.schema import Recipe
-from djepa_mm.types import ConditionKind, Tokenizer
+from djepa_mm.types import ConditionKind, Tokenizer, UserError
 
 
 def build_model(recipe: Recipe, tokenizer: Tokenizer, condition: ConditionKind[Any]) -> DJEPA:
-    """The model, on the device and with the random state that are current."""
+    """The model, on the device and with the random state that are current.
+
+    Raises UserError where a table of positions does not fit media of many sizes."""
     model, head = recipe.model, recipe.head
+    if model.fixed_grid and tokenizer.fixed is None:
+        raise UserError(
+            f"model.positions is {model.positions}, but this tokenizer's media vary in size: set it to rotary, or "
+            "tokenizer.vary to false"
+        )
     width = model.size("width")
     positions = Positions(
         grid=tokenizer.spec_for().grid if model.fixed_grid else None,
         axes=None if model.positions == "learned" else model.axes,
         rotary_base=model.rotary_base,
+        buffer=recipe.condition.buffer_tokens if model.buffer_positions else 0,
+        before_head=model.head_positions,
     )
     embedder = condition.module(width)
     sizes: dict[str, Any] = {
@@ -40,6 +49,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, condition: ConditionKind[A
             mlp_ratio=model.mlp_ratio,
             dropout=model.dropout,
             streams=model.streams,
+            qk_norm=model.qk_norm,
         ),
         positions=positions,
         embedder=embedder,
@@ -50,6 +60,8 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, condition: ConditionKind[A
         condition_drop=recipe.condition.drop,
         generation_weight=recipe.loss.generation,
         prediction_weight=recipe.loss.prediction,
+        target_dropped=recipe.loss.target_dropped,
+        projector=model.projector,
     )
 
 

@@ -37,6 +37,14 @@ class ModelConfig(Config):
     """Axes that rotary positions turn on."""
     rotary_base: Annotated[float, Field(gt=1)] = 10_000.0
     """The slowest frequency turns about so many times more slowly than the fastest; small for a small grid."""
+    qk_norm: bool = True
+    """RMSNorm on the queries and keys of each head."""
+    buffer_positions: bool = False
+    """The predictor gives the buffer tokens learned positions too, as MAR does; the encoder's are those tokens."""
+    head_positions: bool = False
+    """A third learned table is added to the features that the head gets, as in MAR."""
+    projector: Literal["plain", "norm", "none"] = "plain"
+    """MLP of the prediction loss: with a norm before its second layer in D-JEPA's own code, none in MAR."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -45,6 +53,10 @@ class ModelConfig(Config):
             raise ValueError(f"model.width {width} does not divide into model.heads {heads}: choose a multiple")
         if width // heads % 2 and self.positions != "learned":
             raise ValueError(f"rotary positions need heads of an even width, not {width // heads}")
+        if self.head_positions and not self.fixed_grid:
+            raise ValueError(
+                "model.head_positions is a table over a fixed grid: set model.positions to learned or both"
+            )
         return self
 
     def size(self, name: str) -> int:
@@ -66,12 +78,14 @@ class FlowConfig(Config):
     time_mean: float = 0.0
     """Of the logit-normal times in training; below 0 is nearer to noise, for tokens of many alike channels."""
     steps: PositiveInt = 25
-    """Solver steps to sample a token."""
+    """Solver steps to sample a token. What D-JEPA's code counts is the points of the grid, one more."""
     solver: Literal["euler", "heun"] = "euler"
     predicts: Literal["velocity", "data"] = "velocity"
     """What the MLP gives, with the same loss; data suits tokens of many channels, such as raw pixels."""
     time_shift: PositiveFloat = 1.0
     """s of t ← t / (t + s − s·t) at sampling; above 1 spends more steps near the noise."""
+    time_scale: PositiveFloat = 1000.0
+    """What t = 1 is to the MLP's embedding of time; 1 in D-JEPA's own code."""
 
 
 class DiffusionConfig(Config):
@@ -83,6 +97,9 @@ class DiffusionConfig(Config):
     steps: Annotated[int, Field(ge=2, le=1000)] = 100
     """Respaced steps to sample a token."""
     solver: Literal["ddpm", "dpm-solver++"] = "ddpm"
+    largest_token: PositiveFloat | None = 10.0
+    """Bound of the estimated token, in sampling by ddpm and in the variance's loss: keeps a head that is not fully
+    trained from running away. null is none, as in the code of MAR and D-JEPA."""
 
 
 class MaskConfig(Config):
@@ -112,6 +129,8 @@ class LossConfig(Config):
     generation: NonNegativeFloat = 1.0
     prediction: NonNegativeFloat = 1.0
     """0 gives MAR: no target encoder in the loss."""
+    target_dropped: bool = True
+    """Where the condition is dropped, the target encoder does without it too. In D-JEPA's code it always has it."""
 
 
 class OptimConfig(Config):
@@ -127,10 +146,18 @@ class OptimConfig(Config):
     betas: tuple[Probability, Probability] = (0.9, 0.95)
     weight_decay: NonNegativeFloat = 0.02
     """Not on biases, norms, embeddings and the head."""
+    weight_decay_on: Literal["matrices", "blocks"] = "matrices"
+    """Of the rest all matrices, or those of the transformers' blocks alone, as in D-JEPA's code."""
+    weight_decay_schedule: Literal["constant", "linear"] = "constant"
+    """linear rises from 0 to weight_decay over the run."""
+    eps: PositiveFloat = 1e-8
+    """Of AdamW."""
     clip: PositiveFloat = 3.0
     """Largest norm of the gradient."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """Of the target encoder and the sampling weights, after their warm-up."""
+    ema_schedule: Literal["constant", "linear"] = "constant"
+    """linear rises from ema_decay towards 1 over the run, to 0.9999 at most."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the matrix products; losses, averages and solvers are always fp32."""
 
@@ -158,6 +185,9 @@ class SampleConfig(Config):
     """In which places are revealed: anywhere, one t after the other, all t of a place together, or as numbered."""
     schedule: Schedule = "cosine"
     """How many places a step reveals: few at first, or always about as many."""
+    leave_one: bool = False
+    """Every step but the last leaves one place, which linear guidance never counts as known: as in the code of MAR and
+    D-JEPA, where its share of the guidance ends at (N − 1)/N."""
 
 
 class RunConfig(Config):

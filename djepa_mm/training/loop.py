@@ -23,7 +23,7 @@ from djepa_mm.runs.files import check_writable, written_to
 from djepa_mm.runs.log import append_log, cut_log, run_bar
 from djepa_mm.training.callbacks import Callback
 from djepa_mm.training.interrupts import interruptible
-from djepa_mm.training.optimizers import learning_rate
+from djepa_mm.training.optimizers import average_decay, learning_rate, weight_decay_share
 from djepa_mm.training.task import Task
 from djepa_mm.weights import checkpoints, find_checkpoint
 
@@ -140,11 +140,14 @@ class Trainer:
     def one_step(self, batches: Iterator[tuple[Any, Cursor]]) -> Mapping[str, Tensor]:
         """Learn from the next batch and move the averages -> what the log shows, scalars."""
         batch, cursor = next(batches)
-        lr = learning_rate(self.task.optim, self.state.step, self.progress)
+        optim, progress = self.task.optim, self.progress
+        lr, share = learning_rate(optim, self.state.step, progress), weight_decay_share(optim, progress)
         for group in (group for optimizer in self.state.optimizers for group in optimizer.param_groups):
             group["lr"] = lr
-        terms = self.task.learn(batch, self._update, self.progress)
-        update_average(self.state.averaged, self.task.online, warmed_decay(self.state.step, self.task.optim.ema_decay))
+            group["weight_decay"] = group.setdefault("full_weight_decay", group["weight_decay"]) * share
+        terms = self.task.learn(batch, self._update, progress)
+        decay = warmed_decay(self.state.step, average_decay(optim, progress))
+        update_average(self.state.averaged, self.task.online, decay)
         self.state.step, self.state.cursor = self.state.step + 1, cursor
         return {name: value.detach().float() for name, value in terms.items()}
 

@@ -5,10 +5,11 @@ M tokens, C token channels, D width of the features, S sampling steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import cache
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,9 @@ from djepa_mm.core.heads.mlp import DenoisingMLP
 
 DiffusionSolver = Literal["ddpm", "dpm-solver++"]
 TRAIN_STEPS = 1000
-# Near pure noise ᾱ is 1e-9, and the slightest error of ε becomes a huge x̂. Tokens have unit variance, so x̂ beyond this
-# is wrong for sure; without the bound a head that is not fully trained runs away.
 LARGEST_TOKEN = 10.0
+HALF_BIN = 1 / 255  # of the values that the likelihood at the first step tells apart in [-1, 1]
+OUTER_BIN = 0.999  # beyond it, a value counts with all that lies further out
 SCHEDULE = {"num_train_timesteps": TRAIN_STEPS, "beta_schedule": "squaredcos_cap_v2"}
 
 
@@ -29,9 +30,11 @@ class DiffusionHead(nn.Module):
 
     solver: `ddpm` is stochastic and obeys the temperature; `dpm-solver++` is deterministic after its initial noise,
     which the temperature scales.
+    largest_token: bound of the estimated token x̂, in sampling by `ddpm` and in the variance's bound. Near t = 1000 ᾱ is
+    1e-9, so the slightest error of ε becomes a huge x̂, which tokens of unit variance rule out: a head that is not fully
+    trained would run away, and its variance would be trained on that huge error (a bound of 195 bits where 0.0014 is
+    meant). None is no bound, as the authors of MAR and D-JEPA train and sample: theirs means 195 there.
     """
-
-    alpha_bar: Tensor
 
     def __init__(
         self,
@@ -43,38 +46,37 @@ class DiffusionHead(nn.Module):
         repeats: int = 4,
         solver_steps: int = 100,
         solver: DiffusionSolver = "ddpm",
+        largest_token: float | None = LARGEST_TOKEN,
     ) -> None:
         super().__init__()
         self.mlp = DenoisingMLP(
             in_channels=token_dim, out_channels=2 * token_dim, condition_width=feature_width, width=width, blocks=blocks
         )
         self.repeats, self.solver_steps, self.solver = repeats, solver_steps, solver
-        self.register_buffer("alpha_bar", cosine_alpha_bar().float())
+        self.largest_token = largest_token
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Older checkpoints hold ᾱ too, in fp32."""
+        state_dict.pop(f"{prefix}alpha_bar", None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def loss(self, z: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
         """z (M, D), target (M, C) -> mean squared error of ε plus the variance's variational bound, (M,) fp32."""
         z, x = z.repeat(self.repeats, 1), target.float().repeat(self.repeats, 1)
         noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
         step = torch.randint(TRAIN_STEPS, (len(x),), generator=generator, device=generator.device).to(x.device)
-        alpha_bar = self.alpha_bar[step, None]
-        x_t = alpha_bar.sqrt() * x + (1 - alpha_bar).sqrt() * noise
-        epsilon, variance = self.mlp(x_t, step.float(), z).chunk(2, dim=-1)
-        error = (epsilon - noise).square().mean(-1)
-        bound = self._variance_bound(x, x_t, step, epsilon.detach(), variance)
+        error, bound = self.terms(z, x, step, noise)
         return (error + bound).view(self.repeats, -1).mean(0)
 
-    def _variance_bound(self, x: Tensor, x_t: Tensor, step: Tensor, epsilon: Tensor, variance: Tensor) -> Tensor:
-        """KL(q(x_{t−1} | x_t, x) ‖ p(x_{t−1} | x_t)) in bits a channel, (M,); it trains the variance alone.
+    def terms(self, z: Tensor, x: Tensor, step: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """z (M, D), x and noise (M, C), step (M,) -> mean squared error of ε, and the bound in bits a channel: (M,).
 
-        0 at the first step, whose variance no sampler uses."""
-        alpha_bar = self.alpha_bar[step, None]
-        previous = torch.where(step[:, None] > 0, self.alpha_bar[(step - 1).clamp_min(0), None], 1.0)
-        posterior = Posterior(alpha_bar, previous)
-        true_mean = posterior.mean(x, x_t)
-        mean = posterior.mean(posterior.denoised(x_t, epsilon), x_t)
-        true_log_var, log_var = posterior.log_variance(-1.0), posterior.log_variance(variance)
-        kl = log_var - true_log_var - 1 + (true_log_var - log_var).exp() + (true_mean - mean) ** 2 * (-log_var).exp()
-        return 0.5 * kl.mean(-1) / torch.log(torch.tensor(2.0)) * (step > 0)
+        The bound trains the variance alone."""
+        level = levels(tuple(range(TRAIN_STEPS)), x.device).at(step)
+        x_t = level.signal * x + level.noise * noise
+        epsilon, variance = self.mlp(x_t, step.float(), z).chunk(2, dim=-1)
+        bound = level.bound(x, x_t, epsilon.detach(), variance, step[:, None] == 0, self.largest_token)
+        return (epsilon - noise).square().mean(-1), bound
 
     @torch.no_grad()
     def sample(
@@ -101,60 +103,115 @@ class DiffusionHead(nn.Module):
     def _sample_ddpm(
         self, model: Callable[[Tensor, float], Tensor], noise: Callable[[], Tensor], temperature: float
     ) -> Tensor:
+        """diffusers' DDPMScheduler draws its noise itself, at temperature 1; tests hold a step against it."""
         x = noise()
-        for step, previous in pairwise([*respaced(self.solver_steps), -1]):
-            epsilon, variance = model(x, float(step)).chunk(2, dim=-1)
-            x = ddpm_step(self.alpha_bar, step, previous, x, epsilon, variance, temperature * noise())
+        steps = respaced(self.solver_steps)
+        table = levels(steps, x.device)
+        for n in reversed(range(len(steps))):
+            epsilon, variance = model(x, float(steps[n])).chunk(2, dim=-1)
+            level, drawn = table.at(n), noise()
+            x = level.mean(level.denoised(x, epsilon, self.largest_token), x)
+            if n:
+                x = x + (level.log_variance(variance) / 2).exp() * drawn * temperature
         return x
 
 
-class Posterior:
-    """q(x_prev | x_t, x) of Gaussian diffusion between two levels of ᾱ (Ho et al. 2020, eq. 7)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Levels:
+    """Levels of noise and, for each, p(x_prev | x_t) towards the level before it, and for the first towards the data.
 
-    def __init__(self, alpha_bar: Tensor, previous: Tensor) -> None:
-        self.alpha_bar, self.previous = alpha_bar, previous
-        self.beta = 1 - alpha_bar / previous
+    Every field is a number a level, or as many rows of (M, 1): worked out in float64, because β is a difference of
+    nearly equal numbers (in fp32 it is off by 7e-4 at t = 2), and kept in fp32. x_t = signal · x + noise · ε (Ho et al.
+    2020, eq. 4); the mean of x_prev is mean_x · x + mean_t · x_t (eq. 7); its log variance lies between low and high.
+    """
 
-    def denoised(self, x_t: Tensor, epsilon: Tensor) -> Tensor:
-        x = (x_t - (1 - self.alpha_bar).sqrt() * epsilon) / self.alpha_bar.sqrt()
-        return x.clamp(-LARGEST_TOKEN, LARGEST_TOKEN)
+    signal: Tensor
+    noise: Tensor
+    inverse: Tensor  # x̂ = inverse · x_t − inverse_noise · ε
+    inverse_noise: Tensor
+    mean_x: Tensor
+    mean_t: Tensor
+    low: Tensor  # of x_prev given x; the first level's, which would be −∞, is the second's
+    high: Tensor  # log β
+
+    def at(self, index: Tensor | int) -> Self:
+        """Of rows (M,): each (M, 1). Of one level: each (1,)."""
+        return type(self)(**{field.name: getattr(self, field.name)[index, None] for field in fields(self)})
+
+    def denoised(self, x_t: Tensor, epsilon: Tensor, largest: float | None) -> Tensor:
+        x = self.inverse * x_t - self.inverse_noise * epsilon
+        return x if largest is None else x.clamp(-largest, largest)
 
     def mean(self, x: Tensor, x_t: Tensor) -> Tensor:
-        weight_x = self.previous.sqrt() * self.beta / (1 - self.alpha_bar)
-        weight_t = (1 - self.beta).sqrt() * (1 - self.previous) / (1 - self.alpha_bar)
-        return weight_x * x + weight_t * x_t
+        return self.mean_x * x + self.mean_t * x_t
 
-    def log_variance(self, learned: Tensor | float) -> Tensor:
-        """Log variance between its lower bound (learned = −1) and its upper bound β (learned = 1)."""
-        low = (self.beta * (1 - self.previous) / (1 - self.alpha_bar)).clamp_min(1e-20).log()
+    def log_variance(self, learned: Tensor) -> Tensor:
+        """Between its lower bound (learned = −1) and its upper bound (learned = 1)."""
         share = (learned + 1) / 2
-        return share * self.beta.log() + (1 - share) * low
+        return share * self.high + (1 - share) * self.low
+
+    def bound(
+        self, x: Tensor, x_t: Tensor, epsilon: Tensor, variance: Tensor, first: Tensor, largest: float | None
+    ) -> Tensor:
+        """KL(q(x_prev | x_t, x) ‖ p(x_prev | x_t)) in bits a channel, and −log p(x | x_t) where `first`: (M,)."""
+        mean, log_var = self.mean(self.denoised(x_t, epsilon, largest), x_t), self.log_variance(variance)
+        apart = (self.mean(x, x_t) - mean).square() * (-log_var).exp()
+        kl = 0.5 * (log_var - self.low - 1 + (self.low - log_var).exp() + apart)
+        return torch.where(first, -log_likelihood(x, mean, log_var), kl).mean(-1) / math.log(2)
 
 
-def ddpm_step(
-    alpha_bar: Tensor, step: int, previous: int, x_t: Tensor, epsilon: Tensor, variance: Tensor, noise: Tensor
-) -> Tensor:
-    """One ancestral step from `step` to `previous` (−1: the data), with the noise already scaled by temperature.
+def log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Of values x told apart in bins of 2/255, the outer of which are open (Ho et al. 2020, eq. 13), in nats.
 
-    diffusers' DDPMScheduler draws its noise itself, at temperature 1; tests hold this step against it."""
-    posterior = Posterior(alpha_bar[step], alpha_bar[previous] if previous >= 0 else torch.ones_like(alpha_bar[0]))
-    mean = posterior.mean(posterior.denoised(x_t, epsilon), x_t)
-    if previous < 0:
-        return mean
-    return mean + (posterior.log_variance(variance) / 2).exp() * noise
+    A published model's variance is trained with this of its latents, too."""
+    precision = (-log_variance / 2).exp()
+    above, below = (normal_cdf((x - mean + edge) * precision) for edge in (HALF_BIN, -HALF_BIN))
+    lower = torch.where(x < -OUTER_BIN, 0.0, below)
+    return (torch.where(x > OUTER_BIN, 1.0, above) - lower).clamp_min(1e-12).log()
 
 
-def respaced(steps: int) -> list[int]:
-    """`steps` of the training steps, evenly spread, first and last among them, falling."""
-    return [round(x) for x in torch.linspace(TRAIN_STEPS - 1, 0, steps, dtype=torch.float64).tolist()]
+def normal_cdf(x: Tensor) -> Tensor:
+    """Page's approximation (1977), off by 3e-4 at most."""
+    return (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)).tanh()) / 2
+
+
+@cache
+def levels(steps: tuple[int, ...], device: torch.device) -> Levels:
+    """Of these training steps, rising, the first of which leads to the data."""
+    alpha_bar = cosine_alpha_bar()[list(steps)]
+    previous = torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])
+    beta = 1 - alpha_bar / previous
+    variance = beta * (1 - previous) / (1 - alpha_bar)
+    found = {
+        "signal": alpha_bar.sqrt(),
+        "noise": (1 - alpha_bar).sqrt(),
+        "inverse": (1 / alpha_bar).sqrt(),
+        "inverse_noise": (1 / alpha_bar - 1).sqrt(),
+        "mean_x": beta * previous.sqrt() / (1 - alpha_bar),
+        "mean_t": (1 - previous) * (1 - beta).sqrt() / (1 - alpha_bar),
+        "low": torch.cat([variance[1:2], variance[1:]]).log(),
+        "high": beta.log(),
+    }
+    return Levels(**{name: value.float().to(device) for name, value in found.items()})
+
+
+def respaced(steps: int) -> tuple[int, ...]:
+    """`steps` of the training steps, evenly spread, first and last among them, rising.
+
+    Added up as MAR's and D-JEPA's code does it: for many counts its errors in the last place decide a rounding."""
+    place, found = 0.0, []
+    for _ in range(steps):
+        found.append(round(place))
+        place += (TRAIN_STEPS - 1) / (steps - 1)
+    return tuple(found)
 
 
 @cache
 def cosine_alpha_bar() -> Tensor:
-    """ᾱ of the cosine schedule, (1000,) float64 (Nichol & Dhariwal 2021, eq. 17).
+    """ᾱ of the cosine schedule, (1000,) float64 on the CPU (Nichol & Dhariwal 2021, eq. 17).
 
     β_t = min(1 − f(t+1) / f(t), 0.999) with f(t) = cos²((t + 0.008) / 1.008 · π/2)."""
-    t = torch.linspace(0, 1, TRAIN_STEPS + 1, dtype=torch.float64)
+    t = torch.linspace(0, 1, TRAIN_STEPS + 1, dtype=torch.float64, device="cpu")
     f = torch.cos((t + 0.008) / 1.008 * torch.pi / 2).square()
     return torch.cumprod(1 - (1 - f[1:] / f[:-1]).clamp_max(0.999), dim=0)
 
@@ -163,7 +220,7 @@ def dpm_solver() -> Any:
     """DPM-Solver++ of second order on the training schedule."""
     from diffusers.schedulers import DPMSolverMultistepScheduler  # seconds to import
 
-    # lambda_min_clipped leaves out the noisiest steps, for the reason that LARGEST_TOKEN has; -5.1 is diffusers' advice
+    # lambda_min_clipped leaves out the noisiest steps, for the reason that largest_token has; -5.1 is diffusers' advice
     return DPMSolverMultistepScheduler(
         **SCHEDULE, algorithm_type="dpmsolver++", final_sigmas_type="zero", lambda_min_clipped=-5.1
     )

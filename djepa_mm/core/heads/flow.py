@@ -29,7 +29,8 @@ class FlowHead(nn.Module):
     times in training; below 0 is nearer to noise, where the feature matters most: tokens of many channels show through
     half the noise by themselves (Esser et al. 2024, §5.3). predicts: what the MLP gives;
     `data` is for tokens of many channels that lie on something thin, such as raw pixels, where noise, which fills all
-    of the space, is hard to give back (Li & He 2025). The loss is the velocity's either way.
+    of the space, is hard to give back (Li & He 2025). The loss is the velocity's either way. time_scale: what t = 1 is
+    to the MLP's embedding of time; D-JEPA's code gives it t itself, 1.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class FlowHead(nn.Module):
         solver: FlowSolver = "euler",
         time_shift: float = 1.0,
         predicts: Predicts = "velocity",
+        time_scale: float = 1000.0,
     ) -> None:
         super().__init__()
         self.mlp = DenoisingMLP(
@@ -53,14 +55,14 @@ class FlowHead(nn.Module):
         )
         self.repeats, self.time_sampling, self.time_mean = repeats, time_sampling, time_mean
         self.solver_steps, self.solver, self.time_shift = solver_steps, solver, time_shift
-        self.predicts = predicts
+        self.predicts, self.time_scale = predicts, time_scale
 
     def velocity(self, x_t: Tensor, time: Tensor, z: Tensor) -> Tensor:
-        """x_t (M, C), time (M,) or (1,) in [0, 1000], z (M, D) -> (M, C) fp32."""
+        """x_t (M, C), time (M,) or (1,) in [0, time_scale], z (M, D) -> (M, C) fp32."""
         out = self.mlp(x_t, time, z)
         if self.predicts == "velocity":
             return out
-        return (out - x_t) / (1 - time[:, None] / 1000).clamp_min(LEAST_LEFT)
+        return (out - x_t) / (1 - time[:, None] / self.time_scale).clamp_min(LEAST_LEFT)
 
     def loss(self, z: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
         """z (M, D), target (M, C) -> mean squared error of the velocity, (M,) fp32."""
@@ -70,9 +72,12 @@ class FlowHead(nn.Module):
             t = torch.rand(len(x), 1, generator=generator, device=generator.device)
         else:
             t = (torch.randn(len(x), 1, generator=generator, device=generator.device) + self.time_mean).sigmoid()
-        t = t.to(x.device)
-        velocity = self.velocity(t * x + (1 - t) * noise, 1000 * t[:, 0], z)
-        return (velocity - (x - noise)).square().mean(-1).view(self.repeats, -1).mean(0)
+        return self.error(z, x, t.to(x.device), noise).view(self.repeats, -1).mean(0)
+
+    def error(self, z: Tensor, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """z (M, D), x and noise (M, C), t (M, 1) in [0, 1] -> mean squared error of the velocity, (M,)."""
+        velocity = self.velocity(t * x + (1 - t) * noise, self.time_scale * t[:, 0], z)
+        return (velocity - (x - noise)).square().mean(-1)
 
     @torch.no_grad()
     def sample(
@@ -87,7 +92,7 @@ class FlowHead(nn.Module):
         """(M, D) -> (M, C) fp32; the temperature scales the initial noise."""
         velocity = guided(self.velocity, z, z_null, guidance)
         times = flow_times(self.solver_steps, self.time_shift)
-        return integrate(velocity, temperature * noise(), times, self.solver)
+        return integrate(velocity, temperature * noise(), times, self.solver, self.time_scale)
 
 
 def flow_times(steps: int, shift: float = 1.0) -> list[float]:
@@ -97,15 +102,19 @@ def flow_times(steps: int, shift: float = 1.0) -> list[float]:
 
 
 def integrate(
-    velocity: Callable[[Tensor, float], Tensor], x: Tensor, times: Sequence[float], solver: FlowSolver
+    velocity: Callable[[Tensor, float], Tensor],
+    x: Tensor,
+    times: Sequence[float],
+    solver: FlowSolver,
+    time_scale: float = 1000.0,
 ) -> Tensor:
-    """Solve dx/dt = velocity(x, 1000·t) over the times given. Heun's last step is Euler's, as in EDM.
+    """Solve dx/dt = velocity(x, time_scale·t) over the times given. Heun's last step is Euler's, as in EDM.
 
     diffusers' flow schedulers solve the same equation, but on grids of their own; tests hold this against them.
     """
     for t, t_next in pairwise(times):
-        dt, v = t_next - t, velocity(x, 1000 * t)
+        dt, v = t_next - t, velocity(x, time_scale * t)
         if solver == "heun" and t_next < 1:
-            v = (v + velocity(x + dt * v, 1000 * t_next)) / 2
+            v = (v + velocity(x + dt * v, time_scale * t_next)) / 2
         x = x + dt * v
     return x

@@ -11,7 +11,7 @@ from torch import Tensor
 def guided(
     network: Callable[[Tensor, Tensor, Tensor], Tensor], z: Tensor, z_null: Tensor | None, guidance: Tensor | float
 ) -> Callable[[Tensor, float], Tensor]:
-    """(x (M, C), time in [0, 1000]) -> ε_u + s · (ε_c − ε_u), with s a number or (M, 1).
+    """(x (M, C), time) -> ε_u + s · (ε_c − ε_u), with s a number or (M, 1).
 
     network: takes (M, C), the time (1,) and features (M, D).
     Where the network gives more than C channels (a learned variance), the rest is the conditional one's.

@@ -21,7 +21,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(TIME_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, time: Tensor) -> Tensor:
-        """time (M,) in [0, 1000] -> (M, W)."""
+        """time (M,), in [0, 1000] or as the head scales it -> (M, W)."""
         half = TIME_CHANNELS // 2
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=time.device) / half)
         angles = time.float()[:, None] * frequencies
@@ -62,7 +62,7 @@ class DenoisingMLP(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, time: Tensor, z: Tensor) -> Tensor:
-        """x (M, C) noisy tokens, time (M,) or (1,) in [0, 1000], z (M, D) -> (M, out_channels) fp32."""
+        """x (M, C) noisy tokens, time (M,) or (1,), z (M, D) -> (M, out_channels) fp32."""
         y = self.time(time) + self.condition(z)  # (M, W), also with one time for all
         h = self.input(x)
         for block in self.blocks:

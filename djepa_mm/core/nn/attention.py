@@ -1,4 +1,4 @@
-"""Self-attention with RMSNorm on the queries and keys of each head.
+"""Self-attention, mostly with RMSNorm on the queries and keys of each head.
 
 B batch, S sequence, D model width, A heads, E width of a head.
 """
@@ -26,14 +26,14 @@ class RMSNorm(nn.RMSNorm):
 class Attention(nn.Module):
     """In two halves, `project` and `attend`, between which two sequences can be joined; the caller applies `out`."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, qk_norm: bool = True) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} does not divide into {heads} heads")
         self.heads, self.dropout = heads, dropout
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = RMSNorm(width // heads, eps=1e-6)
-        self.k_norm = RMSNorm(width // heads, eps=1e-6)
+        self.q_norm = RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
         self.out = nn.Linear(width, width)
 
     def project(self, x: Tensor) -> Heads:

@@ -17,13 +17,13 @@ Streams = Literal["one", "two"]
 
 
 class Block(nn.Module):
-    """Pre-LN ViT block with q/k norm and one set of weights: D-JEPA's class-conditional backbone."""
+    """Pre-LN ViT block with one set of weights: D-JEPA's class-conditional backbone; without q/k norm, MAR's."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float, qk_norm: bool = True) -> None:
         super().__init__()
         hidden = int(width * mlp_ratio)
         self.attention_norm = nn.LayerNorm(width, eps=1e-6)
-        self.attention = Attention(width, heads, dropout)
+        self.attention = Attention(width, heads, dropout, qk_norm)
         self.mlp_norm = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width), nn.Dropout(dropout)
@@ -47,10 +47,10 @@ class Block(nn.Module):
 class TwoStreamBlock(nn.Module):
     """Weights for the condition and weights for the media, one joint attention over both (D-JEPA-T2I, fig. 2b)."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float, qk_norm: bool = True) -> None:
         super().__init__()
-        self.condition = Block(width, heads, mlp_ratio, dropout)
-        self.media = Block(width, heads, mlp_ratio, dropout)
+        self.condition = Block(width, heads, mlp_ratio, dropout, qk_norm)
+        self.media = Block(width, heads, mlp_ratio, dropout, qk_norm)
 
     def forward(self, x: Tensor, condition_length: int, mask: Tensor | None, rotary: Rotary | None) -> Tensor:
         """x (B, S, D), condition first -> (B, S, D)."""
@@ -65,11 +65,19 @@ class Transformer(nn.Module):
     """`depth` blocks and a final LayerNorm."""
 
     def __init__(
-        self, *, width: int, depth: int, heads: int, mlp_ratio: float, dropout: float, streams: Streams = "one"
+        self,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        dropout: float,
+        streams: Streams = "one",
+        qk_norm: bool = True,
     ) -> None:
         super().__init__()
         block = Block if streams == "one" else TwoStreamBlock
-        self.blocks = nn.ModuleList(block(width, heads, mlp_ratio, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(block(width, heads, mlp_ratio, dropout, qk_norm) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.apply(xavier_init)
 

@@ -24,8 +24,12 @@ class LearnedPositions(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, positions: Tensor) -> Tensor:
-        """(B, S, 3) grid coordinates -> (B, S, D)."""
-        t, h, w = positions.long().unbind(-1)  # each (B, S)
+        """(B, S, 3) grid coordinates -> (B, S, D). Raises ValueError for a place outside the grid."""
+        t, h, w = (places := positions.long()).unbind(-1)  # each (B, S)
+        outside = ((places < 0) | (places >= places.new_tensor(self.grid))).any(-1)
+        if bool(outside.any()):
+            place = tuple(places[outside][0].tolist())
+            raise ValueError(f"the place {place} (t, h, w) is outside the grid {self.grid} of the learned positions")
         _, height, width = self.grid
         # not self.table[…]: its gradient adds up in an order that varies with the threads, so runs would not repeat
         return functional.embedding((t * height + h) * width + w, self.table)
