@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,10 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the settings that MAR keeps beside its weights
+        with (
+            warnings.catch_warnings(action="ignore"),  # of pickles in other dialects: either they hold weights or not
+            torch.serialization.safe_globals([argparse.Namespace]),  # the settings that MAR keeps beside its weights
+        ):
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -327,7 +331,10 @@ def fitting_recipe(found: Shapes) -> str | None:
     """Name of the packaged recipe that a file of these tensors fits."""
     for name in packaged_recipes():
         try:
-            pieces, _ = _expected(load_recipe(name))
+            recipe = load_recipe(name)
+            if found.get("class_emb.weight", ())[1:] != (recipe.model.size("width"),):
+                continue  # seconds quicker than to build it
+            pieces, _ = _expected(recipe)
         except UserError:  # of another layout, or not for D-JEPA
             continue
         if mismatch(found, _theirs(pieces)) is None:

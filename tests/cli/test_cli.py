@@ -131,6 +131,8 @@ def test_verbs() -> None:
         "edit",
         "evaluate",
         "tokens",
+        "import",
+        "export",
         "recipes",
         "data",
         "vocoder",

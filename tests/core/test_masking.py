@@ -89,6 +89,22 @@ def test_raster_is_the_numbering() -> None:
 
 
 @pytest.mark.parametrize("order", ["random", "frames", "tubes", "raster"])
+def test_nothing_left_has_no_order(order: Order) -> None:
+    assert reveal_keys(torch.zeros(2, 0, 3), order, torch.Generator()).shape == (2, 0)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5, 12])
+@pytest.mark.parametrize("num_tokens", [1, 5, 16])
+def test_one_is_left_for_the_last_step(num_tokens: int, steps: int) -> None:
+    """As MAR's code counts: what stays hidden is N·cos(π/2 · n/T), rounded down, less than before and at least one."""
+    hidden = [num_tokens]
+    for n in range(1, steps):
+        hidden.append(max(1, min(hidden[-1] - 1, math.floor(num_tokens * math.cos(math.pi / 2 * n / steps)))))
+    expected = [*(num_tokens - h for h in hidden[1:]), num_tokens]
+    assert reveal_schedule(num_tokens, steps, leave_one=True) == expected
+
+
+@pytest.mark.parametrize("order", ["random", "frames", "tubes", "raster"])
 def test_what_an_order_reveals_last_is_masked(order: Order) -> None:
     positions, valid = GRID.expand(8, -1, -1), torch.ones(8, 60, dtype=torch.bool)
     valid[3, 40:] = False

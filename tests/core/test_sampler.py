@@ -53,6 +53,21 @@ def test_each_token_is_revealed_exactly_once(text_model: Build, text_batch: Toke
     assert tokens[~text_batch.valid].abs().sum() == 0
 
 
+@pytest.mark.parametrize("order", ["random", "raster", "frames", "tubes"])
+@pytest.mark.parametrize("leave_one", [False, True])
+def test_nothing_to_sample_is_what_is_known(
+    picture_model: Build, picture_batch: TokenBatch, order: str, leave_one: bool
+) -> None:
+    """One item has all its tokens, the other none: every order can do with nothing."""
+    known = torch.zeros(2, picture_batch.tokens.shape[1], dtype=torch.bool)
+    known[0] = True
+    sampler = Sampler(ar_steps=3, order=order, leave_one=leave_one)  # type: ignore[arg-type]
+    given = {"tokens": picture_batch.tokens[:2], "known": known, "generators": generators(0, 1)}
+    tokens = sampler(picture_model(), **pick(picture_batch, [0, 1]), **given)  # type: ignore[arg-type]
+    assert torch.equal(tokens[0], picture_batch.tokens[0])
+    assert (tokens[1].abs().sum(-1) > 0).all()
+
+
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_a_sample_does_not_depend_on_its_batch(text_model: Build, text_batch: TokenBatch, guidance: float) -> None:
     """The same seed gives the same sample alone and in a padded batch."""
@@ -107,6 +122,11 @@ def test_linear_guidance_grows_to_its_value(picture_batch: TokenBatch) -> None:
     known[:, :6] = True
     assert sampler._guidance(known, picture_batch.valid, torch.full((4,), 6)).tolist() == [3.0] * 4
     assert sampler._guidance(known, picture_batch.valid, torch.full((4,), 0)).tolist() == [2.0] * 4
+    left = Sampler(guidance=3.0, leave_one=True)  # (N − 1)/N of N = 12 at the end
+    assert left._guidance(known, picture_batch.valid, torch.full((4,), 6)).tolist() == pytest.approx(
+        [1 + 2 * 11 / 12] * 4
+    )
+    assert left._guidance(known, picture_batch.valid, torch.full((4,), 0)).tolist() == [2.0] * 4
     constant = Sampler(guidance=3.0, guidance_schedule="constant")
     assert constant._guidance(known, picture_batch.valid, torch.full((4,), 0)).tolist() == [3.0] * 4
 

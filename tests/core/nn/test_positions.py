@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
 from support import ten_classes
 
-from djepa_mm.core.nn.positions import RotaryPositions, rotate
+from djepa_mm.core.nn.positions import LearnedPositions, RotaryPositions, rotate
 from djepa_mm.errors import UserError
 from djepa_mm.recipe.build import build_model
 from djepa_mm.recipe.load import load_recipe
@@ -56,3 +57,20 @@ def test_texts_have_no_table_of_positions() -> None:
             load_recipe("spoken-digits", [f"model.positions={positions}"])
     with pytest.raises(UserError, match="rotary_base"):
         load_recipe("moving-digits", ["model.rotary_base=1"])
+
+
+@pytest.mark.parametrize("place", [(0, 0, 5), (0, 2, 0), (1, 0, 0), (0, -1, 0)])
+def test_a_place_outside_the_grid_is_named(place: tuple[int, int, int]) -> None:
+    table = LearnedPositions((1, 2, 4), 8)
+    inside = torch.tensor([[[0.0, 1.0, 3.0], [0.0, 0.0, 0.0]]])
+    assert torch.equal(table(inside)[0], table.table[[7, 0]])
+    outside = inside.clone()
+    outside[0, 1] = torch.tensor(place)
+    with pytest.raises(ValueError, match=re.escape(f"the place {place} (t, h, w) is outside the grid (1, 2, 4)")):
+        table(outside)
+
+
+def test_a_table_takes_no_media_of_many_sizes() -> None:
+    recipe = load_recipe("digits", ["tokenizer.vary=true"])
+    with pytest.raises(UserError, match=r"set it to rotary, or tokenizer\.vary to false"):
+        build_model(recipe, recipe.tokenizer.build(), ten_classes(recipe))
