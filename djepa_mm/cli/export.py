@@ -37,5 +37,5 @@ def export(
     if to is Family.kl16:
         export_vae(vae_folder(run), path)
     else:
-        export_model(run, to.value, path, kept=weights.value)
+        export_model(run, "mar" if to is Family.mar else "djepa", path, kept=weights.value)
     typer.echo(path)

@@ -184,7 +184,7 @@ def model_pieces(family: Family, ours: Shapes) -> list[Piece]:
         Piece(take("embedder.classes.weight"), {"class_emb.weight": (rows - 1, width), "fake_latent": (1, width)})
     )
     pieces.append(Piece(take("predictor.mask_token"), {"mask_token": (1, 1, width)}))
-    tables = {"encoder_pos_embed_learned": ("encoder.stack.learned.table",)}
+    tables: dict[str, tuple[str, ...]] = {"encoder_pos_embed_learned": ("encoder.stack.learned.table",)}
     tables["decoder_pos_embed_learned"] = ("predictor.stack.learned.table",)
     if family == "djepa":
         tables["buffer"] = (buffer,)

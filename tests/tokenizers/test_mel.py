@@ -101,7 +101,7 @@ def test_speech_needs_a_length_within_range() -> None:
 @pytest.mark.parametrize("frames_per_token", [1, 2, 4, 8])
 def test_a_text_of_one_token_is_as_long_as_the_shortest_speech(frames_per_token: int) -> None:
     mel = MelConfig(kind="mel", frames_per_token=frames_per_token).build()
-    spec = mel.spec_for(num_tokens=1)
+    spec = mel.spec_for(Extent(num_tokens=1))
     (samples,) = spec.shape
     assert samples == max(frames_per_token * 256, 1103)  # 1103: 0.05 s
     assert mel.decode(torch.zeros(1, spec.num_tokens, mel.token_dim), spec).shape == (1, samples)
