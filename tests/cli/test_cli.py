@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import io
 import json
 import os
 import subprocess
 import sys
-import unittest.mock
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import ROOT, inside, sets
 
 SMALL = [
     "model.width=32", "model.depth=1", "model.heads=2", "head.width=32", "head.blocks=1", "head.steps=3",
@@ -32,30 +29,6 @@ def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPro
         env=environment,
         check=False,
     )
-
-
-def inside(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """As `command`, but in this process: seconds quicker."""
-    from djepa_mm.cli import main
-
-    out, err = io.StringIO(), io.StringIO()
-    code: object = 0
-    with (
-        contextlib.chdir(cwd or Path.cwd()),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        unittest.mock.patch("sys.argv", ["djepa-mm", *arguments]),
-        unittest.mock.patch.dict("os.environ", {"COLUMNS": "200"}),
-    ):
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-    return subprocess.CompletedProcess(arguments, int(str(code or 0)), out.getvalue(), err.getvalue())
-
-
-def sets(*overrides: str) -> list[str]:
-    return [word for override in overrides for word in ("--set", override)]
 
 
 def mistake(*arguments: str, cwd: Path | None = None) -> str:

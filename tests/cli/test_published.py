@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from reference import GAUSS, SIZES, reference
 from safetensors.torch import load_file
-from test_cli import inside, sets
+from support import inside, sets
 
 
 def test_import_and_export_a_model(tmp_path: Path) -> None:
