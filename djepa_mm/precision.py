@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+_CASTING = threading.Lock()
 
 
 def fast_bf16(device: torch.device) -> bool:
@@ -26,14 +29,15 @@ def cast_linears(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     Autocast keeps its casts only of weights that require a gradient; those of others it casts anew at every call, a
     quarter of the time of sampling. What is computed is the same to the bit."""
     held = [p for layer in module.modules() if isinstance(layer, nn.Linear) for p in layer.parameters(recurse=False)]
-    whole = [parameter.data for parameter in held]
-    try:
-        for parameter in held:
-            parameter.data = parameter.data.to(dtype)
-        yield
-    finally:
-        for parameter, data in zip(held, whole, strict=True):
-            parameter.data = data
+    with _CASTING:  # one thread at a time: another would take the cast weights for the whole ones
+        whole = [parameter.data for parameter in held]
+        try:
+            for parameter in held:
+                parameter.data = parameter.data.to(dtype)
+            yield
+        finally:
+            for parameter, data in zip(held, whole, strict=True):
+                parameter.data = data
 
 
 class _StaysFloat(TorchFunctionMode):
