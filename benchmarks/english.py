@@ -33,19 +33,20 @@ Splitter = Callable[[str], list[str]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wrong", nargs=2, metavar=("words|sentences", "PROGRAM"), help="show what it gets wrong")
+    parser.add_argument("--programs", nargs="+", default=[*READERS, *SPLITTERS], help="only these")
     args = parser.parse_args()
     cases = read_cases()
     if args.wrong:
         return show_wrong(cases, *args.wrong)
-    measure_words(cases)
-    measure_sentences(cases)
+    measure_words(cases, {name: build for name, build in READERS.items() if name in args.programs})
+    measure_sentences(cases, {name: build for name, build in SPLITTERS.items() if name in args.programs})
 
 
-def measure_words(cases: list[Case]) -> None:
+def measure_words(cases: list[Case], readers: dict[str, Callable[[], Reader]]) -> None:
     kinds = sorted({case.kind for case in cases})
     table = Table("kind", "cases", title=f"share of {len(cases)} texts whose words are right, in percent")
     columns, times = [], []
-    for name, build in READERS.items():
+    for name, build in readers.items():
         if (read := installed(name, build)) is not None:
             start = time.perf_counter()
             columns.append([said_right(read, case) for case in cases])
@@ -60,14 +61,14 @@ def measure_words(cases: list[Case]) -> None:
     Console(width=200).print(table)
 
 
-def measure_sentences(cases: list[Case]) -> None:
+def measure_sentences(cases: list[Case], splitters: dict[str, Callable[[], Splitter]]) -> None:
     several = [case for case in cases if len(case.sentences) > 1]
     single = [case for case in cases if len(case.sentences) == 1]
     table = Table("program", title="share of texts whose sentences are right, in percent")
     groups = {"all": cases, "one sentence": single, "several": several}
     for group, some in groups.items():
         table.add_column(f"{group} ({len(some)})", justify="right")
-    for name, build in SPLITTERS.items():
+    for name, build in splitters.items():
         if (split := installed(name, build)) is not None:
             right = {id(case): cut_right(split, case) for case in cases}
             shares = [sum(right[id(case)] for case in some) / len(some) for some in groups.values()]
