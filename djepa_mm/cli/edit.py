@@ -45,8 +45,8 @@ def edit(
     mask: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            help="A picture as large as FILE, or a clip of as many frames: what is white in it is painted anew; "
-            "in a clip, between --from and --to where they are given."
+            help="A picture as large as FILE, or a clip of as many frames: what is white in it, or transparent, is "
+            "painted anew; in a clip, between --from and --to where they are given."
         ),
     ] = None,
     text: Annotated[Optional[str], typer.Option(help="Text of the whole clip after the edit.")] = None,  # noqa: UP045

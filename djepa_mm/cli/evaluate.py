@@ -40,7 +40,7 @@ def evaluate(
         str,
         typer.Option(
             help="Of the features of clips and pictures: a TorchScript file (I3D), a video model's folder or hub name, "
-            "or embedded: a classifier of frames, trained on the corpus."
+            "or embedded: a classifier of frames, trained on the corpus, or pixels where it has no classes."
         ),
     ] = "embedded",
     given: Annotated[
