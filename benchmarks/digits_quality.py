@@ -87,8 +87,8 @@ def main() -> None:
 def train(out: Path, seed: int, weight: float, overrides: list[str]) -> Path:
     run = out / f"prediction-{weight}-seed-{seed}"
     if not (run / "checkpoints").exists():
-        # equal steps for both weights, so no limit on minutes
-        sets = [f"run.seed={seed}", f"loss.prediction={weight}", "optim.minutes=null", *overrides]
+        # equal steps for both weights, so no limit on minutes; all digits, which the distances are to
+        sets = [f"run.seed={seed}", f"loss.prediction={weight}", "optim.minutes=null", "data.split=all", *overrides]
         command = [sys.executable, "-m", "djepa_mm", "train", "digits", "--out", str(run)]
         subprocess.run([*command, *(word for s in sets for word in ("--set", s))], check=True)
     return run

@@ -126,9 +126,9 @@ def _walk(root: Path, folder: Path, above: tuple[tuple[int, int], ...]) -> Itera
         path = folder / entry.name
         if entry.name.startswith(".") or entry.name in JUNK:
             yield path, "hidden files and folders"
-        elif entry.is_dir():
+        elif (root / path).is_dir():  # also through a link; False where that leads nowhere, or to itself
             yield from _walk(root, path, (*above, identity))
-        elif entry.is_file() or entry.is_symlink():  # a link to nowhere is a broken item
+        elif (root / path).is_file() or entry.is_symlink():  # a link to nowhere is a broken item
             yield path, None
         else:
             yield path, "neither files nor folders"

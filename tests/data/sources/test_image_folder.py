@@ -155,6 +155,7 @@ def test_only_pictures_of_the_folders_become_items(pictures: Path, tmp_path_fact
     (pictures / "bird").symlink_to(elsewhere)
     (pictures / "cat" / "round").symlink_to(pictures)
     (pictures / "dog" / "self").symlink_to(".")
+    (pictures / "dog" / "own").symlink_to("own")  # no folder, and no picture
     source = folder(pictures)
     assert source.classes == ("bird", "cat", "dog")
     names = [source.entry(n).name for n in range(len(source))]
@@ -162,6 +163,7 @@ def test_only_pictures_of_the_folders_become_items(pictures: Path, tmp_path_fact
     assert source.left_out == {
         "hidden files and folders": 5,
         "files that end in .txt": 1,
+        "files without a suffix": 1,
         "links to a folder that they lie in": 2,
         "neither files nor folders": 1,
         "outside of the class folders": 1,
