@@ -84,7 +84,8 @@ def main() -> None:
 
 def middle(path: Path, header: Header, frames: int) -> Wanted:
     first = (header.frames - frames) // 2
-    return Wanted(path=path, indices=tuple(range(first, first + frames)), size=(header.height, header.width))
+    indices = tuple(range(first, first + frames))
+    return Wanted(path=path, header=header, indices=indices, size=(header.height, header.width))
 
 
 if __name__ == "__main__":

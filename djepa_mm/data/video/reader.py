@@ -48,7 +48,7 @@ class Header:
     base: float  # seconds
     keys: Numbers  # numbers of the frames where decoding may begin, rising
     key_stamps: Numbers  # of decoding, to find those frames by
-    plain: bool  # every packet shows its frame, and key frames have the same number in the order of decoding
+    plain: bool  # decord counts its frames in the same way, as far as can be seen; False where it is not to read them
 
     @property
     def duration_s(self) -> float:
@@ -160,16 +160,21 @@ class VideoReader:
 
 
 def _request(wanted: Wanted) -> _Request:
+    return "frames", str(wanted.path), wanted.size, *asked(wanted)
+
+
+def asked(wanted: Wanted) -> Ask:
+    """The frames as a decoder is asked for them."""
     header, indices = wanted.header, wanted.indices
     key = bisect_right(header.keys, indices[0]) - 1
-    ask = Ask(
+    stamps = None if header.stamps is None else tuple(header.stamps[n] for n in indices)
+    return Ask(
         numbers=indices,
-        stamps=None if header.stamps is None else tuple(header.stamps[n] for n in indices),
+        stamps=stamps,
         start=header.key_stamps[key] if key > 0 else None,
-        times=tuple(header.stamps[n] * header.base for n in indices) if header.plain and header.stamps else None,
+        times=tuple(stamp * header.base for stamp in stamps) if header.plain and stamps is not None else None,
         total=header.frames,
     )
-    return "frames", str(wanted.path), wanted.size, *ask
 
 
 class _Decoders:

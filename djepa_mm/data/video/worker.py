@@ -38,6 +38,8 @@ STAMPED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts"}  # containers t
 ONE_EACH = {"h264", "hevc", "vp9", "av1", "mpeg2video", "mjpeg"}  # codecs whose packets show one frame each
 HEAD = 4  # frames that are decoded to see whether such a file keeps to that
 
+MOST_KEYS = 64  # that are tried, in a film that decord may read
+
 UNSHOWN = {"skip_idct": "all", "skip_loop_filter": "all"}  # of a codec: decode no pixels that anybody looks at
 
 Numbers = Sequence[int]  # a range, where they are evenly spaced; else an array
@@ -67,7 +69,7 @@ Decode = Callable[[str, Ask], np.ndarray]  # -> (T, H, W, 3) uint8 in RGB
 # --- the list of frames
 
 
-def header(path: str) -> tuple[Any, ...]:
+def header(path: str, for_decord: bool) -> tuple[Any, ...]:
     """The fields of `reader.Header`, from a pass over the packets; what those leave in doubt is decoded to see."""
     import av
 
@@ -76,7 +78,7 @@ def header(path: str) -> tuple[Any, ...]:
             raise UnusableError("no video in it")
         stream = container.streams.video[0]
         rate = stream.average_rate or stream.guessed_rate
-        form, codec, base = container.format.name, stream.codec_context.name, stream.time_base
+        form, codec, base = container.format.name, stream.codec_context.codec.canonical_name, stream.time_base
         packets = [packet for packet in map(_Packet.of, container.demux(stream)) if packet is not None]
         named = len(stream.index_entries) if form.startswith("mov") else 0
         if packets and (packets[-1].corrupt or len(packets) < named):
@@ -100,9 +102,8 @@ def header(path: str) -> tuple[Any, ...]:
     # AVI stores no stamps: where frames are reordered, those it is given depend on where decoding began
     told = rising and not (form == "avi" and first.reorders)
     places = {stamp: n for n, stamp in enumerate(stamps)} if told else {}
-    keys = [(places[p.pts], p.dts if p.dts is not None else p.pts, n) for n, p in enumerate(packets)
-            if p.key and p.pts in places]  # fmt: skip
-    keys.sort()
+    keys = sorted((places[p.pts], p.pts if p.dts is None else p.dts) for p in packets if p.key and p.pts in places)
+    plain = for_decord and sure and [p.pts for p in packets if p.key] == [packets[n].pts for n, _ in keys]
     return (
         len(stamps),
         float(rate),
@@ -110,9 +111,9 @@ def header(path: str) -> tuple[Any, ...]:
         first.width,
         _compact(stamps) if told else None,
         float(base),
-        _compact([number for number, _, _ in keys]),
-        _compact([dts for _, dts, _ in keys]),
-        sure and len(packets) == len(stamps) and all(number == order for number, _, order in keys),
+        _compact([number for number, _ in keys]),
+        _compact([start for _, start in keys]),
+        plain and len(packets) == len(stamps) and _keys_show(path, {start: stamps[n] for n, start in keys}),
     )
 
 
@@ -152,6 +153,25 @@ def _decoded(path: str, most: int | None, options: dict[str, str]) -> _Decoded:
                 sides = (frame.height, frame.width) if frame.rotation % 180 == 0 else (frame.width, frame.height)
             stamps.append(frame.pts)
         return _Decoded(stamps, *sides, reorders=bool(stream.codec_context.has_b_frames))
+
+
+def _keys_show(path: str, keys: dict[int, Any]) -> bool:
+    """Whether decoding that begins at a key frame begins with it, for all of them.
+
+    Some films are refreshed bit by bit instead: decord's FFmpeg shows their frames before they are whole."""
+    import av
+
+    if len(keys) > MOST_KEYS:
+        return False
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        for start, stamp in keys.items():
+            container.seek(start, stream=stream)
+            frame = next(container.decode(stream), None)
+            if frame is None or frame.pts != stamp or frame.is_corrupt:
+                return False
+    return True
 
 
 def _compact(numbers: Sequence[Any]) -> Numbers:
@@ -352,7 +372,7 @@ def serve(channel: Channel, memories: Sequence[Memory], timeout_s: float, decode
 
     def answer(memory: int, what: str, path: str, *rest: Any) -> Any:
         if what == "header":
-            return header(path)
+            return header(path, for_decord=decode is either_frames)
         size, *ask = rest
         frames = crop(decode(path, Ask(*ask)), size)
         if not memories:
