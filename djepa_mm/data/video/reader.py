@@ -47,7 +47,6 @@ class Header:
     stamps: Numbers | None  # when each frame is shown, in `base`, rising; None where frames can only be counted
     base: float  # seconds
     keys: Numbers  # numbers of the frames where decoding may begin, rising
-    key_stamps: Numbers  # of decoding, to find those frames by
     plain: bool  # decord counts its frames in the same way, as far as can be seen; False where it is not to read them
 
     @property
@@ -171,7 +170,7 @@ def asked(wanted: Wanted) -> Ask:
     return Ask(
         numbers=indices,
         stamps=stamps,
-        start=header.key_stamps[key] if key > 0 else None,
+        starts=tuple(header.stamps[header.keys[n]] for n in (key, key - 1) if n > 0) if header.stamps else (),
         times=tuple(stamp * header.base for stamp in stamps) if header.plain and stamps is not None else None,
         total=header.frames,
     )

@@ -58,7 +58,7 @@ class Ask(NamedTuple):
 
     numbers: Numbers
     stamps: Numbers | None  # theirs, in the stream's time base; None where a film's frames are told by counting
-    start: int | None  # stamp of decoding to begin at, of the last key frame before them; None from the film's start
+    starts: Sequence[int]  # stamps of key frames before them, to begin at; the last of them first
     times: Sequence[float] | None  # theirs in seconds, where decord counts as the list does; None where it does not
     total: int  # frames of the film
 
@@ -102,8 +102,9 @@ def header(path: str, for_decord: bool) -> tuple[Any, ...]:
     # AVI stores no stamps: where frames are reordered, those it is given depend on where decoding began
     told = rising and not (form == "avi" and first.reorders)
     places = {stamp: n for n, stamp in enumerate(stamps)} if told else {}
-    keys = sorted((places[p.pts], p.pts if p.dts is None else p.dts) for p in packets if p.key and p.pts in places)
-    plain = for_decord and sure and [p.pts for p in packets if p.key] == [packets[n].pts for n, _ in keys]
+    keys = sorted(places[packet.pts] for packet in packets if packet.key and packet.pts in places)
+    plain = for_decord and sure and len(packets) == len(stamps)
+    plain = plain and [packet.pts for packet in packets if packet.key] == [packets[n].pts for n in keys]
     return (
         len(stamps),
         float(rate),
@@ -111,9 +112,8 @@ def header(path: str, for_decord: bool) -> tuple[Any, ...]:
         first.width,
         _compact(stamps) if told else None,
         float(base),
-        _compact([number for number, _ in keys]),
-        _compact([start for _, start in keys]),
-        plain and len(packets) == len(stamps) and _keys_show(path, {start: stamps[n] for n, start in keys}),
+        _compact(keys),
+        plain and _keys_show(path, [stamps[number] for number in keys]),
     )
 
 
@@ -155,23 +155,29 @@ def _decoded(path: str, most: int | None, options: dict[str, str]) -> _Decoded:
         return _Decoded(stamps, *sides, reorders=bool(stream.codec_context.has_b_frames))
 
 
-def _keys_show(path: str, keys: dict[int, Any]) -> bool:
-    """Whether decoding that begins at a key frame begins with it, for all of them.
-
-    Some films are refreshed bit by bit instead: decord's FFmpeg shows their frames before they are whole."""
+def _keys_show(path: str, stamps: Sequence[Any]) -> bool:
+    """Whether decoding that begins at a key frame begins with it, for all of them."""
     import av
 
-    if len(keys) > MOST_KEYS:
+    if len(stamps) > MOST_KEYS:
         return False
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        for start, stamp in keys.items():
-            container.seek(start, stream=stream)
+        for stamp in stamps:
+            container.seek(stamp, stream=stream)
             frame = next(container.decode(stream), None)
-            if frame is None or frame.pts != stamp or frame.is_corrupt:
+            if frame is None or frame.pts != stamp or not _whole(frame):
                 return False
     return True
+
+
+def _whole(frame: Any) -> bool:
+    """Whether a frame, the first one where decoding begins, needs none before it. Some films have no such frames but
+    at their start, and are refreshed bit by bit instead."""
+    from av.video.frame import PictureType
+
+    return bool(frame.pict_type == PictureType.I) and not frame.is_corrupt
 
 
 def _compact(numbers: Sequence[Any]) -> Numbers:
@@ -187,12 +193,13 @@ def _compact(numbers: Sequence[Any]) -> Numbers:
 
 
 def pyav_frames(path: str, ask: Ask) -> np.ndarray:
-    """With PyAV. From a key frame; from the film's start where the file does not lead there, or leads too far."""
+    """With PyAV. From a key frame; where the file does not lead there, or leads too far, from the one before it, and
+    at last from the film's start."""
     import av
 
-    if ask.start is not None:
+    for start in ask.starts:
         with suppress(av.error.FFmpegError):
-            frames, lost = _passing(path, ask, ask.start)
+            frames, lost = _passing(path, ask, start)
             if not lost:
                 return frames
     frames, lost = _passing(path, ask, None)
@@ -225,7 +232,7 @@ def _passing(path: str, ask: Ask, start: int | None) -> tuple[np.ndarray, int]:
             key = number if ask.stamps is None else frame.pts
             if key is None:
                 continue
-            if start is not None and (frame.is_corrupt or (before is None and key > rest[-1])):
+            if start is not None and (frame.is_corrupt or (before is None and (key > rest[-1] or not _whole(frame)))):
                 return np.empty(0), len(rest)  # it began too late, for these frames or for what they refer to
             while rest and rest[-1] < key:
                 found[rest.pop()] = upright(before or frame)

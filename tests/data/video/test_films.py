@@ -232,7 +232,7 @@ def test_a_frame_that_never_comes(tmp_path: Path) -> None:
     step = header.stamps[1]
 
     def found(*wanted: int) -> list[int]:
-        ask = worker.Ask(numbers=wanted, stamps=[step * n for n in wanted], start=None, times=None, total=30)
+        ask = worker.Ask(numbers=wanted, stamps=[step * n for n in wanted], starts=(), times=None, total=30)
         return [round((float(frame.mean()) - 10) / 4) for frame in worker.pyav_frames(str(path), ask)]
 
     assert found(9, 10, 11) == [9, 9, 11]
