@@ -206,11 +206,11 @@ FILMS: dict[str, Film] = {
     "H.264 mp4, open groups, copied from 69": Film(codec="libx264", options=OPEN, after=copied(69), begins=None),
     "HEVC mp4, copied from 40": Film(codec="libx265", options=X265, after=copied(40), begins=None),
     "HEVC mkv, copied from 40": Film(codec="libx265", suffix=".mkv", options=X265, after=copied(40), begins=None),
-    "VP9 webm, copied from 40": Film(codec="libvpx-vp9", suffix=".webm", options=VP9, after=copied(40), begins=None),
+    "VP9 webm, copied from 60": Film(codec="libvpx-vp9", suffix=".webm", options=VP9, after=copied(60), begins=60),
     "MPEG-2 ts, copied from 40": Film(codec="mpeg2video", suffix=".ts", options=MPEG2, after=copied(40), begins=None),
     "MPEG-2 mpg, cut amid it": Film(codec="mpeg2video", suffix=".mpg", options=MPEG2, after=cut_amid, begins=None),
-    "MPEG-4 avi, copied from 40": Film(codec="mpeg4", suffix=".avi", options=MPEG4, after=copied(40), begins=None),
-    "MPEG-4 mp4, copied from 40": Film(codec="mpeg4", options=MPEG4, after=copied(40), begins=None),
+    "MPEG-4 avi, copied from 58": Film(codec="mpeg4", suffix=".avi", options=MPEG4, after=copied(58), begins=60),
+    "MPEG-4 mp4, copied from 58": Film(codec="mpeg4", options=MPEG4, after=copied(58), begins=60),
 }
 
 
