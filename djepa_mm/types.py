@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
@@ -27,6 +27,7 @@ __all__ = [
     "ConditionConfig",
     "ConditionKind",
     "Config",
+    "DrawnTokens",
     "Entry",
     "Extent",
     "Item",
@@ -145,7 +146,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, media: Tensor) -> Tensor:
-        """(B, *shape) -> (B, N, C), unit variance once `fit` has seen the corpus."""
+        """(B, *shape) -> (B, N, C), unit variance once `fit` has seen the corpus. The same media, the same tokens."""
         ...
 
     def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
@@ -161,6 +162,20 @@ class Tokenizer(Protocol):
         ...
 
     def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+@runtime_checkable
+class DrawnTokens(Protocol):
+    """Of a tokenizer that can train on tokens drawn from a distribution, as a variational autoencoder has it."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether training draws, anew at each reading; else it takes what `encode` gives."""
+        ...
+
+    def posterior(self, media: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, *shape) -> mean and deviation of the tokens, (B, N, C) each."""
+        ...
 
 
 class TokenizerConfig(Protocol):

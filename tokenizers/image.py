@@ -59,7 +59,7 @@ class KLVAEConfig(Config):
     """Channels of a latent; with `stride`, pixels a side of one, nothing is read before the first picture."""
     stride: PositiveInt | None = None
     sample: bool = False
-    """Draw the latent from the VAE's posterior instead of taking its mode."""
+    """Train on latents drawn from the VAE's posterior, anew at each reading, instead of on its mode."""
     tile: bool = False
     """Encode and decode large pictures in overlapping tiles, to save memory."""
     allow_pickle: bool = False
@@ -204,11 +204,17 @@ class KLVAE(_Pictures):
         said = self.config.channels, self.config.stride
         return self.pretrained.load(found=self._found, said=said, tile=self.config.tile)
 
-    @torch.no_grad()
     def encode(self, media: Tensor) -> Tensor:
-        posterior = self.vae.to(media.device).encode(media).latent_dist
-        latents = posterior.sample() if self.config.sample else posterior.mode()
-        return self._to_tokens((latents - self.shift) * self.scale)
+        return self.posterior(media)[0]
+
+    @property
+    def draws(self) -> bool:
+        return self.config.sample
+
+    @torch.no_grad()
+    def posterior(self, media: Tensor) -> tuple[Tensor, Tensor]:
+        latents = self.vae.to(media.device).encode(media).latent_dist
+        return self._to_tokens((latents.mean - self.shift) * self.scale), self._to_tokens(latents.std * self.scale)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:

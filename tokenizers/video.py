@@ -80,7 +80,7 @@ class ClipVAEConfig(Config):
     stride: Block | None = None
     """Frames, rows and columns that a latent stands for."""
     sample: bool = False
-    """Draw the latent from the VAE's posterior instead of taking its mode."""
+    """Train on latents drawn from the VAE's posterior, anew at each reading, instead of on its mode."""
     tile: bool = False
     """Encode and decode large frames in overlapping tiles, to save memory."""
     allow_pickle: bool = False
@@ -328,17 +328,27 @@ class ClipVAE(_Clips):
             moments.append(tensor.cpu().expand(channels).reshape(1, -1, 1, 1, 1))
         return moments[0], moments[1]
 
-    @torch.no_grad()
     def encode(self, media: Tensor) -> Tensor:
+        return self.posterior(media)[0]
+
+    @property
+    def draws(self) -> bool:
+        return self.config.sample
+
+    @torch.no_grad()
+    def posterior(self, media: Tensor) -> tuple[Tensor, Tensor]:
         vae = self.vae.to(media.device)
         if type(vae).__name__ == "AutoencoderKL":
-            frames = rearrange(media, "b c t h w -> (b t) c h w")
-            latents = torch.cat([self._latents(vae, part) for part in frames.split(FRAMES_AT_ONCE)])
-            latents = rearrange(latents, "(b t) k h w -> b k t h w", b=len(media))
+            frames = rearrange(media, "b c t h w -> (b t) c h w").split(FRAMES_AT_ONCE)
+            parts = [_moments(vae, part) for part in frames]
+            mean, std = (
+                rearrange(torch.cat(side), "(b t) k h w -> b k t h w", b=len(media))
+                for side in zip(*parts, strict=True)
+            )
         else:
-            latents = self._latents(vae, media)
-        mean, std = self.moments
-        return self._to_tokens((latents - mean.to(latents)) / std.to(latents))
+            mean, std = _moments(vae, media)
+        shift, unit = (side.to(mean) for side in self.moments)
+        return self._to_tokens((mean - shift) / unit), self._to_tokens(std / unit)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
@@ -358,10 +368,6 @@ class ClipVAE(_Clips):
                 return vae.decode(latents, time).sample.clamp(-1, 1)
         return vae.decode(latents).sample.clamp(-1, 1)
 
-    def _latents(self, vae: Any, media: Tensor) -> Tensor:
-        posterior = vae.encode(media).latent_dist
-        return posterior.sample() if self.config.sample else posterior.mode()
-
     def fit(self, media: Iterable[Tensor]) -> None:
         """Nothing to learn: mean and deviation belong to the VAE."""
 
@@ -370,3 +376,9 @@ class ClipVAE(_Clips):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Nothing was learned."""
+
+
+def _moments(vae: Any, media: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the latents' posterior."""
+    latents = vae.encode(media).latent_dist
+    return latents.mean, latents.std

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,10 +22,21 @@ from torch.utils.data import DataLoader, Dataset
 
 from djepa_mm.core.types import TokenBatch
 from djepa_mm.recipe.schema import BatchConfig
-from djepa_mm.types import BrokenItem, ConditionKind, Item, MediaSpec, Progress, Source, Tokenizer, UserError
+from djepa_mm.types import (
+    BrokenItem,
+    ConditionKind,
+    DrawnTokens,
+    Item,
+    MediaSpec,
+    Progress,
+    Source,
+    Tokenizer,
+    UserError,
+)
 
 BUCKET_BATCHES = 32  # items of this many batches are sorted by length together
 BEFORE = -1  # epoch that stands for what is read before training
+TOKENS = 1  # sets the seed of what is drawn of tokens apart from that of the media
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +79,11 @@ class Corpus:
         if not self.specs:
             raise UserError(f"the corpus has no readable item among {len(source)}: {self._example()}")
         self._check_share()
-        if config.cache and source_draws(source):
+        if config.cache and (source_draws(source) or tokenizer_draws(tokenizer)):
+            drawn = "data.flip or data.window" if source_draws(source) else "tokenizer.sample"
             raise UserError(
-                "batch.cache keeps one reading of each item, but this source draws anew at each reading (data.flip or "
-                "data.window): set batch.cache to false, or let it draw nothing"
+                f"batch.cache keeps one reading of each item, but this recipe draws anew at each reading ({drawn}): "
+                "set batch.cache to false, or let it draw nothing"
             )
 
     # --- reading
@@ -150,7 +162,7 @@ class Corpus:
                 generator=torch.Generator(),  # of its own, so that it draws nothing from the run's random state
             )
             for number, rows in enumerate(loader, start=skip + 1):
-                batch = self._tokenize(rows)
+                batch = self._tokenize(rows, epoch)
                 if batch is not None:
                     trained = True
                     yield batch, Cursor(epoch, number)
@@ -158,11 +170,11 @@ class Corpus:
                 raise UserError(f"no item of the corpus can be read: {self._example()}")
             epoch, skip = epoch + 1, 0
 
-    def _seed(self, epoch: int, index: int) -> int:
+    def _seed(self, epoch: int, index: int, *purpose: int) -> int:
         """Of what reading an item draws: the same wherever and whenever it is read in that epoch."""
-        return int(np.random.SeedSequence((self.seed, epoch - BEFORE, index)).generate_state(1)[0])
+        return int(np.random.SeedSequence((self.seed, epoch - BEFORE, index, *purpose)).generate_state(1)[0])
 
-    def _tokenize(self, rows: Sequence[_Row]) -> TokenBatch | None:
+    def _tokenize(self, rows: Sequence[_Row], epoch: int) -> TokenBatch | None:
         whole = []
         for row in rows:
             try:
@@ -178,7 +190,8 @@ class Corpus:
             self._check_share()
         if not whole:
             return None
-        encoded = self._encoded([row.content for row in whole if not isinstance(row.content, str)])
+        seeds = [self._seed(epoch, row.index, TOKENS) for row in whole]
+        encoded = self._encoded([row.content for row in whole if not isinstance(row.content, str)], seeds)
         counts = [len(one.tokens) for one in encoded]
         return TokenBatch(
             tokens=pad_sequence([one.tokens for one in encoded], batch_first=True),
@@ -187,7 +200,7 @@ class Corpus:
             condition=self.condition.encode([self.values[row.index] for row in whole], counts),
         )
 
-    def _encoded(self, contents: Sequence[Encoded | Tensor]) -> list[Encoded]:
+    def _encoded(self, contents: Sequence[Encoded | Tensor], seeds: Sequence[int]) -> list[Encoded]:
         """Media of one shape are encoded together. Their sizes are those that were read, whatever the headers said."""
         found = {n: content for n, content in enumerate(contents) if isinstance(content, Encoded)}
         alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -197,9 +210,17 @@ class Corpus:
         for shape, group in alike.items():
             spec = self.tokenizer.spec_of(shape)
             media = torch.stack([contents[n] for n in group])  # type: ignore[misc]  # tensors, all of them
-            tokens = self.tokenizer.encode(media.to(self.device))
+            tokens = self._tokens(media.to(self.device), [seeds[n] for n in group])
             found.update({n: Encoded(row, spec) for n, row in zip(group, tokens, strict=True)})
         return [found[n] for n in range(len(contents))]
+
+    def _tokens(self, media: Tensor, seeds: Sequence[int]) -> Tensor:
+        """(B, *shape) -> (B, N, C); where they are drawn, each item's by its own seed."""
+        if not tokenizer_draws(self.tokenizer):
+            return self.tokenizer.encode(media)
+        mean, deviation = self.tokenizer.posterior(media)
+        noise = [torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return mean + deviation * torch.stack(noise).to(mean)
 
     # --- the report
 
@@ -289,6 +310,11 @@ def drawing(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+def tokenizer_draws(tokenizer: object) -> TypeGuard[DrawnTokens]:
+    """Whether it gives other tokens of the same media each time."""
+    return isinstance(tokenizer, DrawnTokens) and tokenizer.draws
 
 
 def source_draws(source: Source) -> bool:

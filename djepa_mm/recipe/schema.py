@@ -145,9 +145,10 @@ class OptimConfig(Config):
     warmup_steps: NonNegativeInt = 100
     betas: tuple[Probability, Probability] = (0.9, 0.95)
     weight_decay: NonNegativeFloat = 0.02
-    """Not on biases, norms, embeddings and the head."""
-    weight_decay_on: Literal["matrices", "blocks"] = "matrices"
-    """Of the rest all matrices, or those of the transformers' blocks alone, as in D-JEPA's code."""
+    """Not on biases, norms and the head."""
+    weight_decay_on: Literal["matrices", "blocks", "all"] = "matrices"
+    """matrices: not on embeddings, positions, buffer and mask tokens either; blocks: on the matrices of the
+    transformers' blocks alone, as in D-JEPA's code; all: on all of the rest, as in MAR's."""
     weight_decay_schedule: Literal["constant", "linear"] = "constant"
     """linear rises from 0 to weight_decay over the run."""
     eps: PositiveFloat = 1e-8

@@ -70,6 +70,8 @@ class VocoderRecipe(Config):
     def _check(self) -> VocoderRecipe:
         if self.optim.optimizer != "adamw":
             raise ValueError(f"optim.optimizer {self.optim.optimizer} is for D-JEPA's blocks: set it to adamw")
+        if self.optim.weight_decay_on != "matrices":
+            raise ValueError("optim.weight_decay_on blocks is for D-JEPA's blocks: leave it out")
         return self
 
 

@@ -34,7 +34,7 @@ MEANING: dict[str, tuple[str, ...] | None] = {
     "tokenizer": None,
     "condition": None,
     "model": ("heads", "positions", "axes", "rotary_base", "streams"),
-    "head": ("kind", "predicts"),
+    "head": ("kind", "predicts", "time_scale"),
 }
 FREE = {
     "tokenizer": {"vocoder", "max_duration_s", "size", "frames", "frame_rate", "vary", "tile", "model", "allow_pickle"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +17,12 @@ LARGEST_DECAY = 0.9999  # that a linear schedule of the averages' decay rises to
 def build_optimizers(networks: nn.Module, optim: OptimConfig) -> list[torch.optim.Optimizer]:
     """For the networks of D-JEPA: AdamW for all, or Muon for the blocks' matrices and AdamW for the rest.
 
-    Weight decay on matrices only, or on those of the blocks alone; none on biases, norms, embeddings, positions, buffer
-    tokens and the head."""
+    optim.weight_decay_on says what decays; never biases, norms and the head."""
     blocks: list[Tensor] = []
     decayed: list[Tensor] = []
     plain: list[Tensor] = []
     for name, parameter in networks.named_parameters():
-        spared = parameter.ndim < 2 or name.startswith(("head.", "embedder.")) or ".learned." in name
-        if spared or "_positions" in name or (optim.weight_decay_on == "blocks" and ".blocks." not in name):
+        if not _decays(name, parameter, optim.weight_decay_on):
             plain.append(parameter)
         elif optim.optimizer == "muon" and ".blocks." in name:
             blocks.append(parameter)
@@ -37,6 +36,15 @@ def build_optimizers(networks: nn.Module, optim: OptimConfig) -> list[torch.opti
         adjust = "match_rms_adamw"
         optimizers.append(torch.optim.Muon(blocks, lr=optim.lr, weight_decay=optim.weight_decay, adjust_lr_fn=adjust))
     return optimizers
+
+
+def _decays(name: str, parameter: Tensor, which: Literal["matrices", "blocks", "all"]) -> bool:
+    if name.startswith("head.") or (parameter.ndim < 2 and name != "predictor.mask_token"):
+        return False
+    if which == "all":
+        return True
+    table = name.startswith("embedder.") or ".learned." in name or "_positions" in name or parameter.ndim < 2
+    return not table and (which == "matrices" or ".blocks." in name)
 
 
 def learning_rate(optim: OptimConfig, step: int, progress: float) -> float:

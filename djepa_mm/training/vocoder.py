@@ -130,8 +130,9 @@ class VocoderTask:
 
 
 def _optimizer(network: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    decay = optim.weight_decay
     return torch.optim.AdamW(
-        network.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+        network.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=decay, fused=True
     )
 
 

@@ -151,10 +151,16 @@ def test_large_pictures_go_through_in_tiles(vae: tuple[str, AutoencoderKL], pict
     assert tiled.decode(tokens, tiled.spec).shape == pictures.shape
 
 
-def test_the_mode_is_repeatable_and_a_sample_is_not(vae: tuple[str, AutoencoderKL], pictures: torch.Tensor) -> None:
-    mode, sample = tokenizer(vae[0]), tokenizer(vae[0], sample=True)
-    assert torch.equal(mode.encode(pictures), mode.encode(pictures))
-    assert not torch.equal(sample.encode(pictures), sample.encode(pictures))
+def test_encoding_takes_the_mean_and_training_may_draw(vae: tuple[str, AutoencoderKL], pictures: torch.Tensor) -> None:
+    plain, drawing = tokenizer(vae[0]), tokenizer(vae[0], sample=True)
+    assert (plain.draws, drawing.draws) == (False, True)
+    mean, deviation = drawing.posterior(pictures)
+    assert torch.equal(drawing.encode(pictures), mean)
+    assert torch.equal(plain.encode(pictures), mean)
+    with torch.no_grad():
+        latents = vae[1].encode(pictures).latent_dist
+    torch.testing.assert_close(mean[1, 16 + 2], (latents.mean[1, :, 1, 2] - 0.25) * 0.5)  # row 1, column 2
+    torch.testing.assert_close(deviation[1, 16 + 2], latents.std[1, :, 1, 2] * 0.5)
 
 
 def test_the_configuration_alone_tells_the_token_size(vae: tuple[str, AutoencoderKL], tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_a_cache_of_readings_that_are_drawn_anew_is_refused(pictures: Path, tmp_
     ("change", "message"),
     [
         ({"head.predicts": "data"}, r"head\.predicts is 'velocity', here 'data'"),
+        ({"head.time_scale": 1.0}, r"head\.time_scale is 1000\.0, here 1\.0"),
         ({"model.heads": 4}, r"model\.heads is 2, here 4"),
         ({"tokenizer.patch": 2}, r"tokenizer\.patch is 4, here 2"),
     ],
