@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.recipe.build import build_model
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.types import MediaSpec
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, each with a core of its own, in its processes too
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 GRID = (1, 3, 4)
 CHANNELS = 5

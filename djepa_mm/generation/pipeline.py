@@ -100,9 +100,10 @@ class Pipeline:
             (value,) = values
             return [Job(value=value, spec=self._spec(request, value, request.duration_s), seed=request.seed)]
         durations: list[float | None] = [None] * len(values)
-        if request.duration_s is not None:  # shared out as the parts' lengths are
-            shares = [self.condition.length(value) or 1.0 for value in values]
-            durations = [request.duration_s * share / sum(shares) for share in shares]
+        if request.duration_s is not None:
+            tokens = 1 + self.tokenizer.spec_for(Extent(num_tokens=1)).grid[0]  # one more than the shortest have
+            least = tokens * self.tokenizer.span[0] / (self.tokenizer.media.per_second or 1.0)
+            durations = [*share_out(request.duration_s, [self.condition.length(v) or 1.0 for v in values], least)]
         return [
             Job(value=value, spec=self._spec(request, value, duration_s), seed=(*request.seed, n))
             for n, (value, duration_s) in enumerate(zip(values, durations, strict=True))
@@ -233,3 +234,21 @@ def with_sampling(
     """The sampler with those of the settings that are given."""
     changes: dict[str, Any] = {"ar_steps": ar_steps, "guidance": guidance, "temperature": temperature}
     return replace(sampler, **{key: value for key, value in changes.items() if value is not None})
+
+
+def share_out(whole: float, weights: Sequence[float], least: float) -> list[float]:
+    """The whole in parts by their weights, none under `least`. Raises UserError where that is impossible."""
+    if not weights:
+        return []
+    if whole < least * len(weights):
+        raise UserError(
+            f"a duration of {whole:.4g} s is too short for {len(weights)} sentences: give {least * len(weights):.4g} s "
+            "or more"
+        )
+    parts = [whole * weight / sum(weights) for weight in weights]
+    short = [part < least for part in parts]
+    if not any(short):
+        return parts
+    rest = [weight for weight, is_short in zip(weights, short, strict=True) if not is_short]
+    others = iter(share_out(whole - least * sum(short), rest, least))
+    return [least if is_short else next(others) for is_short in short]

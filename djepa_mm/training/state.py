@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from djepa_mm.data.corpus import Cursor
-from djepa_mm.errors import UserError
+from djepa_mm.errors import Notice, UserError
 from djepa_mm.runs.checkpoint import save_checkpoint
 from djepa_mm.weights import load_weights, read_state, read_tensors
 
@@ -144,7 +146,14 @@ class RandomStates:
         return states
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self.generator.set_state(state["generator"])
+        then = state["generator"]
+        if then.numel() == self.generator.get_state().numel():
+            self.generator.set_state(then)
+        else:  # a CPU's state does not fit a GPU's generator, nor the other way round
+            warnings.warn(
+                "the checkpoint is of another kind of device: random numbers go on anew", Notice, stacklevel=2
+            )
+            self.generator.manual_seed(zlib.crc32(then.numpy().tobytes()))
         if "torch" in state:
             torch.set_rng_state(state["torch"])
         if self.device.type == "cuda" and "cuda" in state:

@@ -12,7 +12,7 @@ from djepa_mm.conditions.text import SLACK
 from djepa_mm.conditions.vocabulary import Vocabulary
 from djepa_mm.errors import Notice
 from djepa_mm.generation.files import Generated, write_results
-from djepa_mm.generation.pipeline import Pipeline
+from djepa_mm.generation.pipeline import Pipeline, share_out
 from djepa_mm.generation.request import Job, Request
 from djepa_mm.types import UserError
 
@@ -56,6 +56,29 @@ def test_a_given_duration_is_shared_out(speaker: Pipeline) -> None:
     assert sum(lengths) == pytest.approx(9, abs=0.01)
     assert lengths[0] == pytest.approx(lengths[1], rel=0.1)
     assert lengths[2] < lengths[0]
+
+
+def test_a_tiny_sentence_gets_what_it_needs_of_a_shared_duration(speaker: Pipeline) -> None:
+    parts = jobs(speaker, "one two three four five six. o. seven eight nine one two three", duration_s=0.4)
+    lengths = [part.spec.shape[0] / 22050 for part in parts]
+    assert sum(lengths) == pytest.approx(0.4, abs=0.01)
+    assert lengths[1] == pytest.approx(2 * 1024 / 22050, abs=0.001)
+    with pytest.raises(UserError, match=r"a duration of 0\.1 s is too short for 3 sentences: give 0\.2786 s or more"):
+        jobs(speaker, THREE, duration_s=0.1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ([1, 1], [5, 5]),
+        ([1, 99], [1, 9]),
+        ([0.001, 0.1, 5, 5], [1, 1, 4, 4]),
+        ([0.05, 0.11, 0.84], [1, 1.0421, 7.9579]),
+        ([1] * 10, [1] * 10),
+    ],
+)
+def test_shares_have_a_least(weights: list[float], expected: list[float]) -> None:
+    assert share_out(10, weights, 1) == pytest.approx(expected, rel=1e-4)
 
 
 def test_parts_are_joined(speaker: Pipeline) -> None:

@@ -19,12 +19,13 @@ from support import ROOT
 
 import djepa_mm
 from djepa_mm.data.corpus import Corpus, Cursor
-from djepa_mm.errors import UserError
+from djepa_mm.errors import Notice, UserError
 from djepa_mm.precision import without_slow_bf16
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.runs.checkpoint import differences
 from djepa_mm.training.djepa import DJEPATask, train
 from djepa_mm.training.loop import Trainer
+from djepa_mm.training.state import RandomStates
 from djepa_mm.weights import checkpoints, find_checkpoint
 
 SMALL = {
@@ -227,3 +228,14 @@ def test_muon_computes_in_fp32_where_bf16_is_slow(monkeypatch: pytest.MonkeyPatc
     assert steps[0].bfloat16().float().equal(steps[0])
     assert not steps[1].bfloat16().float().equal(steps[1])
     torch.testing.assert_close(steps[0], steps[1], atol=0.05, rtol=0.05)
+
+
+def test_random_numbers_go_on_from_another_kind_of_device() -> None:
+    """A GPU's generator has a state of 16 bytes, which a CPU's does not take: as when an imported run is resumed."""
+    drawn = []
+    for state in (1, 1, 2):
+        generator = torch.Generator()
+        with pytest.warns(Notice, match="another kind of device"):
+            RandomStates(generator, torch.device("cpu")).load_state({"generator": torch.full((16,), state).byte()})
+        drawn.append(torch.rand(4, generator=generator).tolist())
+    assert drawn[0] == drawn[1] != drawn[2]

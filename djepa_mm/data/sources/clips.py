@@ -190,7 +190,13 @@ class Clips:
         if first is None:
             first = int(torch.randint(self._choices(header), ()))
         path = self.root / self.files[window.file]
-        return Wanted(path=path, header=header, indices=self._indices(header, first), size=self._size(header))
+        return Wanted(
+            path=path,
+            header=header,
+            indices=self._indices(header, first),
+            size=self._size(header),
+            resized=self.config.size is not None,
+        )
 
     def _size(self, header: Header) -> tuple[int, int]:
         """Height and width of a file's items."""

@@ -88,7 +88,8 @@ class Wanted:
     path: Path
     header: Header
     indices: tuple[int, ...]  # frame numbers, rising
-    size: tuple[int, int]  # height and width; the largest centred part of that shape is cut out and resized to it
+    size: tuple[int, int]  # height and width; the largest centred part of that shape is cut out and resized to it,
+    resized: bool = True  # or, where this is False, that many pixels in the middle are cut out
 
 
 class VideoReader:
@@ -159,7 +160,7 @@ class VideoReader:
 
 
 def _request(wanted: Wanted) -> _Request:
-    return "frames", str(wanted.path), wanted.size, *asked(wanted)
+    return "frames", str(wanted.path), wanted.size, wanted.resized, *asked(wanted)
 
 
 def asked(wanted: Wanted) -> Ask:

@@ -4,7 +4,8 @@ Run as a program, so that it imports nothing but numpy, PyAV and decord and star
 standard input and replies go through its standard output, pickled:
 
     ("header", path)                     -> the fields of `reader.Header` in their order
-    ("frames", path, size, *see `Ask`)   -> the shape of the frames, which lie in the shared memory of this request; or
+    ("frames", path, size, resized, *see `Ask`)
+                                         -> the shape of the frames, which lie in the shared memory of this request; or
                                             the frames themselves, (T, h, w, 3) uint8, where there is no such memory
 
 A request comes with the number of its memory; a reply is (whether it went well, what came of it).
@@ -322,10 +323,11 @@ def why(path: str, error: Exception) -> str:
 # --- the process
 
 
-def crop(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The largest centred part of (T, H, W, 3) that has the shape of `size`, height and width."""
+def crop(frames: np.ndarray, size: tuple[int, int], resized: bool) -> np.ndarray:
+    """The centred part of (T, H, W, 3) that has the shape of `size`, height and width: the largest, to be resized, or
+    that of this size."""
     height, width = frames.shape[1:3]
-    scale = min(height / size[0], width / size[1])
+    scale = min(height / size[0], width / size[1]) if resized else 1.0
     h, w = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     top, left = (height - h) // 2, (width - w) // 2
     return frames[:, top : top + h, left : left + w]
@@ -380,8 +382,8 @@ def serve(channel: Channel, memories: Sequence[Memory], timeout_s: float, decode
     def answer(memory: int, what: str, path: str, *rest: Any) -> Any:
         if what == "header":
             return header(path, for_decord=decode is either_frames)
-        size, *ask = rest
-        frames = crop(decode(path, Ask(*ask)), size)
+        size, resized, *ask = rest
+        frames = crop(decode(path, Ask(*ask)), size, resized)
         if not memories:
             return np.ascontiguousarray(frames)
         memories[memory].put(frames)

@@ -22,6 +22,7 @@ from djepa_mm.data.sources.clips import Clips, ClipsConfig
 from djepa_mm.data.video import reader as video_reader
 from djepa_mm.data.video import worker as video_worker
 from djepa_mm.data.video.reader import VideoReader, Wanted
+from djepa_mm.media.clips import write_clip
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.recipe.schema import BatchConfig
 from djepa_mm.types import BrokenItem, MediaSpec, UserError
@@ -140,12 +141,21 @@ def test_a_window_between_key_frames(tmp_path: Path, reader: str) -> None:
         assert np.abs(np.array(levels(source.read(window).media)) - expected).max() < 6
 
 
+@each_reader
+def test_a_films_own_size_is_cut_and_never_resized(tmp_path: Path, reader: str) -> None:
+    """130×98 pixels hold 128×96, whose shape is another: the largest part of that shape would be resized."""
+    write_clip(2 * torch.rand(3, 9, 98, 130) - 1, tmp_path / "a.mp4", 10.0)
+    whole = clips(tmp_path, reader=reader, frames=None, size=None).read(0).media
+    cut = clips(tmp_path, reader=reader, frames=None, size=None, multiple_of=[1, 32, 64]).read(0).media
+    assert torch.equal(cut, whole[:, :, 1:97, 1:129])
+
+
 def test_the_largest_centred_part_is_cut_out_and_resized(tmp_path: Path) -> None:
     pixels = np.zeros((1, 60, 100, 3), np.uint8)
     pixels[:, :, 20:80] = 255
-    assert video_worker.crop(pixels, (16, 16)).shape == (1, 60, 60, 3)
-    assert video_worker.crop(pixels, (16, 16)).min() == 255
-    assert video_worker.crop(pixels, (10, 100)).shape == (1, 10, 100, 3)
+    assert video_worker.crop(pixels, (16, 16), True).shape == (1, 60, 60, 3)
+    assert video_worker.crop(pixels, (16, 16), True).min() == 255
+    assert video_worker.crop(pixels, (10, 100), True).shape == (1, 10, 100, 3)
     write(tmp_path / "a.mp4", ramp(12), size=(30, 50))
     assert clips(tmp_path, size=[20, 10]).read(0).media.shape == (3, 8, 20, 10)
 
