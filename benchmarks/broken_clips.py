@@ -46,9 +46,9 @@ def main() -> None:
     shutil.rmtree(args.out, ignore_errors=True)
     corpus = args.out / "corpus"
     shutil.copytree(args.folder, corpus)
-    classes = sorted({file.parts[0] for file in find_videos(corpus, "FOLDER")})
+    classes = sorted({file.parts[0] for file in find_videos(corpus, "FOLDER").files})
     bad = sorted(name for class_ in classes for name in poison(corpus / class_))
-    print(f"{len(find_videos(corpus, 'FOLDER'))} files, of which {len(bad)} are broken")
+    print(f"{len(find_videos(corpus, 'FOLDER').files)} files, of which {len(bad)} are broken")
     overrides = [f"data.root={corpus}", f"optim.steps={args.steps}", *SMALL, *args.set]
     command = [sys.executable, "-m", "djepa_mm", "train", "clips", "--out", str(args.out / "run")]
     run = subprocess.Popen([*command, *(word for s in overrides for word in ("--set", s))])

@@ -37,7 +37,7 @@ def main() -> None:
     import decord
 
     torch.set_num_threads(1)
-    paths = [args.folder / file for file in find_videos(args.folder, "FOLDER")]
+    paths = [args.folder / file for file in find_videos(args.folder, "FOLDER").files]
     readers = {name: VideoReader(name, 60) for name in ("decord", "pyav")}  # type: ignore[arg-type]
     headers = {path: readers["decord"].header(path) for path in paths}
     wanted = [middle(path, headers[path], args.frames) for path in paths if headers[path].frames >= args.frames]

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from djepa_mm.errors import UserError
+from djepa_mm.types import Config
 
 FORMAT = 3  # of the checkpoints that are written
 TOKENIZER = "tokenizer"  # prefix of the tokenizer's statistics among the averaged weights
@@ -111,6 +113,24 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 # --- pretrained VAEs --------------------------------------------------------------------------------------------------
+
+
+class VAEConfig(Config):
+    """What recipes say of a VAE, whatever it compresses."""
+
+    subfolder: str | None = None
+    """Where the VAE lies inside the model, often "vae"."""
+    channels: PositiveInt | None = None
+    """Channels of a latent; with `stride`, nothing is read before the first item."""
+    scale: float | None = Field(default=None, gt=0)
+    """Tokens are (latent − shift)·scale; by default as the VAE's own configuration says."""
+    shift: float | None = None
+    sample: bool = False
+    """Train on latents drawn from the VAE's posterior, anew at each reading, instead of on its mode."""
+    tile: bool = False
+    """Encode and decode in overlapping tiles, to save memory."""
+    allow_pickle: bool = False
+    """Also load weights from pickle files; these can run code, so only from people you trust."""
 
 
 class PretrainedVAE:

@@ -17,7 +17,7 @@ from torch import Tensor
 from djepa_mm.media.pictures import Pictures
 from djepa_mm.moments import UnitVariance
 from djepa_mm.types import USUAL, Config, Extent, Media, MediaSpec, UserError
-from djepa_mm.weights import PretrainedVAE
+from djepa_mm.weights import PretrainedVAE, VAEConfig
 
 Size = Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]  # a YAML list is a tuple here
 
@@ -38,32 +38,20 @@ class PatchesConfig(Config):
         return Patches(self)
 
 
-class KLVAEConfig(Config):
+class KLVAEConfig(VAEConfig):
     """Latents of a pretrained KL autoencoder in diffusers' format (AutoencoderKL)."""
 
     kind: Literal["kl-vae"]
     model: str = Field(examples=["stabilityai/sd-vae-ft-mse"])
     """A local folder, or the name of a repository on the Hugging Face hub."""
-    subfolder: str | None = None
-    """Where the VAE lies inside the model, often "vae"."""
     size: Size = Field(examples=[(16, 32)])
     """Height and width of a picture, in pixels."""
     vary: bool = False
     """Take pictures of other sizes too; `size` is then that of generated pictures where none is asked for."""
-    scale: float | None = Field(default=None, gt=0)
-    """Tokens are (latent − shift)·scale; by default both come from the VAE's own configuration."""
-    shift: float | None = None
     patch: PositiveInt = 1
     """Side of a token, in latents."""
-    channels: PositiveInt | None = None
-    """Channels of a latent; with `stride`, pixels a side of one, nothing is read before the first picture."""
     stride: PositiveInt | None = None
-    sample: bool = False
-    """Train on latents drawn from the VAE's posterior, anew at each reading, instead of on its mode."""
-    tile: bool = False
-    """Encode and decode large pictures in overlapping tiles, to save memory."""
-    allow_pickle: bool = False
-    """Also load weights from pickle files; these can run code, so only from people you trust."""
+    """Pixels a side of a latent."""
 
     def build(self) -> KLVAE:
         return KLVAE(self)

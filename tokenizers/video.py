@@ -20,7 +20,7 @@ from torch import Tensor
 from djepa_mm.media.clips import Clips
 from djepa_mm.moments import UnitVariance
 from djepa_mm.types import USUAL, Config, Extent, Media, MediaSpec, UserError
-from djepa_mm.weights import PretrainedVAE
+from djepa_mm.weights import PretrainedVAE, VAEConfig
 
 FRAMES_AT_ONCE = 16  # that a VAE of pictures takes
 CLASSES = ("AutoencoderKL", "AutoencoderKLLTXVideo", "AutoencoderKLCogVideoX", "AutoencoderKLWan")
@@ -50,7 +50,7 @@ class ClipPatchesConfig(Config):
         return ClipPatches(self)
 
 
-class ClipVAEConfig(Config):
+class ClipVAEConfig(VAEConfig):
     """Latents of a pretrained VAE in diffusers' format; its config.json says which.
 
     AutoencoderKLLTXVideo, AutoencoderKLCogVideoX and AutoencoderKLWan compress time too; AutoencoderKL takes a clip
@@ -60,8 +60,6 @@ class ClipVAEConfig(Config):
     kind: Literal["clip-vae"]
     model: str = Field(examples=["Lightricks/LTX-Video"])
     """A local folder, or the name of a repository on the Hugging Face hub."""
-    subfolder: str | None = None
-    """Where the VAE lies inside the model, often "vae"."""
     frames: PositiveInt = Field(examples=[9])
     """Of every clip; which counts fit depends on the VAE, often 1 + 4k or 1 + 8k."""
     size: Size = Field(examples=[(16, 32)])
@@ -70,21 +68,10 @@ class ClipVAEConfig(Config):
     """Take clips of other sizes too; `size` is then that of generated clips where none is asked for."""
     frame_rate: PositiveFloat = Field(examples=[10.0])
     """Frames a second of the files that are written."""
-    scale: float | None = Field(default=None, gt=0)
-    """Tokens are (latent − shift)·scale; by default means and deviations are those that come with the VAE."""
-    shift: float | None = None
     patch: Block = (1, 1, 1)
     """Size of a token, in latents."""
-    channels: PositiveInt | None = None
-    """Channels of a latent; with `stride`, nothing is read before the first clip."""
     stride: Block | None = None
     """Frames, rows and columns that a latent stands for."""
-    sample: bool = False
-    """Train on latents drawn from the VAE's posterior, anew at each reading, instead of on its mode."""
-    tile: bool = False
-    """Encode and decode large frames in overlapping tiles, to save memory."""
-    allow_pickle: bool = False
-    """Also load weights from pickle files; these can run code, so only from people you trust."""
 
     def build(self) -> ClipVAE:
         return ClipVAE(self)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -55,6 +55,11 @@ class FolderConfig(SourceConfig):
             )
         return kept
 
+    def left_out(self, found: Found, kept: Sequence[Path]) -> dict[str, int]:
+        """How much of a folder this side does not read, by the reason."""
+        unseen = len(found.files) - len(kept)
+        return found.left_out | ({f"on the other side of data.held_out {self.held_out:g}": unseen} if unseen else {})
+
 
 def is_held_out(name: str, share: float) -> bool:
     """Whether what has this name belongs to the share kept for evaluation: by its SHA-1, so the same everywhere."""
@@ -76,6 +81,12 @@ class Found:
     files: tuple[Path, ...]  # of the kinds looked for, relative to the folder, in order
     classes: tuple[str, ...]  # empty where the files lie straight in the folder
     left_out: dict[str, int]  # how many other files and folders there are, by the reason
+
+    @property
+    def others(self) -> str:
+        """For the end of a message."""
+        said = "; ".join(f"{count} {reason}" for reason, count in self.left_out.items())
+        return said and f", and there are {said}"
 
 
 def find_files(root: Path, suffixes: tuple[str, ...], known: tuple[str, ...] = ()) -> Found:

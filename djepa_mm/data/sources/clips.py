@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 
+from djepa_mm.data.folders import FolderConfig, Found, find_files, printable
 from djepa_mm.data.video.reader import AHEAD, Header, VideoReader, Wanted
 from djepa_mm.types import BrokenItem, Entry, Item, SourceConfig, UserError
 
@@ -51,48 +50,21 @@ class VideoConfig(SourceConfig):
     """A file that lasts longer is broken."""
 
 
-class ClipsConfig(VideoConfig):
+class ClipsConfig(FolderConfig, VideoConfig):
     """Videos in class folders, or straight in the root where there are no classes."""
 
     source: Literal["clips"]
-    root: str
-    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the moments kept for evaluation, by their names."""
-    moment: str = ".*"
-    """Pattern in a file's name (no suffix) whose groups, or else all of it, name its moment: several crops of one
-    moment are never on both sides."""
-    split: Literal["train", "held-out"] = "train"
-    """Which side of `held_out` to read."""
-
-    @field_validator("moment")
-    @classmethod
-    def _check(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"not a regular expression ({error}): {pattern!r}") from error
-        return pattern
 
     def build(self) -> Clips:
         root = Path(self.root).expanduser()
-        files = find_videos(root, "data.root")
-        kept = [file for file in files if self._is_held_out(file) == (self.split == "held-out")]
-        if not kept:
-            raise UserError(
-                f"data.root: no video of {self.root!r} is on the side {self.split!r} "
-                f"of data.held_out {self.held_out:g}; choose a larger share"
-            )
-        classes = sorted({file.parts[0] for file in files if len(file.parts) > 1})
-        return Clips(self, root, kept, [file.parts[0] if classes else None for file in kept], tuple(classes))
+        found = find_videos(root, "data.root")
+        files = self.kept(list(found.files))
+        labels = [printable(file.parts[0]) if found.classes else None for file in files]
+        classes = tuple(printable(name) for name in found.classes)
+        return Clips(self, root, files, labels, classes, self.left_out(found, files))
 
     def build_held_out(self) -> Clips | None:
-        return self.model_copy(update={"split": "held-out"}).build() if self.held_out else None
-
-    def _is_held_out(self, file: Path) -> bool:
-        found = re.search(self.moment, file.stem)
-        moment = file.stem if found is None else "/".join(g or "" for g in found.groups()) or found[0]
-        digest = hashlib.sha1(f"held out? {file.parent.as_posix()}/{moment}".encode()).hexdigest()
-        return int(digest, 16) % 1000 < self.held_out * 1000
+        return self.held_out_side().build() if self.held_out else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +86,12 @@ class Clips:
         files: list[Path],
         labels: list[str | None],
         classes: tuple[str, ...],
+        left_out: dict[str, int] | None = None,
     ) -> None:
-        """files: relative to `root`, each with the name of its class, if it has one."""
+        """files: relative to `root`, each with the name of its class, if it has one. left_out: how many others there
+        are, by the reason."""
         self.config, self.root, self.files, self.classes = config, root, files, classes
+        self.left_out = left_out or {}
         self.draws = config.window == "random"
         self.labels = labels
         self.reader = VideoReader(config.reader, config.decode_timeout_s)
@@ -144,7 +119,7 @@ class Clips:
     def entry(self, index: int) -> Entry:
         window = self.windows[index]
         file = self.files[window.file]
-        name = file.as_posix() if window.number is None else f"{file.as_posix()} window {window.number}"
+        name = printable(file.as_posix()) + ("" if window.number is None else f" window {window.number}")
         return Entry(name=name, path=self.root / file, label=self.labels[window.file])
 
     def shape(self, index: int) -> tuple[int, ...]:
@@ -281,14 +256,11 @@ class Clips:
         return firsts
 
 
-def find_videos(root: Path, field: str) -> list[Path]:
-    """Video files below a folder, relative to it, in order; where there are class folders, only those in them.
-
-    Raises UserError that names the recipe's `field`."""
+def find_videos(root: Path, field: str) -> Found:
+    """Video files below a folder. Raises UserError that names the recipe's `field`."""
     if not root.is_dir():
-        raise UserError(f"{field}: no folder at {str(root)!r}; give a folder of videos or of class folders")
-    found = sorted(p.relative_to(root) for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
-    files = [file for file in found if len(file.parts) > 1] or found
-    if not files:
-        raise UserError(f"{field}: no videos in {str(root)!r}; it takes {', '.join(SUFFIXES)}")
-    return files
+        raise UserError(f"{field}: no folder at {root.absolute()}; give a folder of videos or of class folders")
+    found = find_files(root, SUFFIXES)
+    if not found.files:
+        raise UserError(f"{field}: no videos in {root.absolute()}; it takes {', '.join(SUFFIXES)}{found.others}")
+    return found

@@ -67,17 +67,12 @@ class ImageFolder:
             where = self.root.absolute()
             raise UserError(f"{field}: no folder at {where}; give a folder of pictures or of class folders")
         found = find_files(self.root, SUFFIXES, known=(CAPTIONS,))
-        self.left_out = found.left_out
         if not found.files:
-            others = "; ".join(f"{count} {reason}" for reason, count in found.left_out.items())
-            raise UserError(
-                f"{field}: no pictures in {self.root.absolute()}; it takes {', '.join(SUFFIXES)}"
-                + (f", and there are {others}" if others else "")
-            )
+            where = self.root.absolute()
+            raise UserError(f"{field}: no pictures in {where}; it takes {', '.join(SUFFIXES)}{found.others}")
         self.classes = tuple(printable(name) for name in found.classes)
         self.files = config.kept(list(found.files))
-        if unseen := len(found.files) - len(self.files):
-            self.left_out[f"on the other side of data.held_out {config.held_out:g}"] = unseen
+        self.left_out = config.left_out(found, self.files)
         self.captions = self._captions({_key(printable(file.as_posix())) for file in found.files})
 
     def __len__(self) -> int:

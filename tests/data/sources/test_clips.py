@@ -102,6 +102,22 @@ def test_class_folders_of_videos(tmp_path: Path, reader: str) -> None:
     assert clips(tmp_path / "run").classes == ()
 
 
+def test_what_is_no_clip_of_the_corpus_is_left_out_and_counted(tmp_path: Path) -> None:
+    for name in ("run/a.mp4", "run/.a.mp4", ".trash/b.mp4", "__MACOSX/run/._a.mp4", "run/b.mp4.part", "run/notes.txt"):
+        write(tmp_path / "all" / name, ramp(12)) if name.endswith(".mp4") else (tmp_path / "all" / name).touch()
+    write(tmp_path / "elsewhere" / "c.mp4", ramp(12))
+    (tmp_path / "all" / "walk").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "all" / "run" / "folder.mp4").mkdir()
+    source = clips(tmp_path / "all")
+    assert source.classes == ("run", "walk")
+    assert [source.entry(i).name for i in range(len(source))] == ["run/a.mp4", "walk/c.mp4"]
+    assert source.left_out == {"hidden files and folders": 3, "files that end in .part": 1, "files that end in .txt": 1}
+    (tmp_path / "all" / "run" / "a.mp4").unlink()
+    (tmp_path / "all" / "walk").unlink()
+    with pytest.raises(UserError, match=r"no videos in .*, and there are 3 hidden files and folders; 1 files"):
+        clips(tmp_path / "all")
+
+
 @each_reader
 def test_windows(tmp_path: Path, reader: str) -> None:
     write(tmp_path / "a.mp4", ramp(21))
@@ -318,7 +334,8 @@ def test_limits_of_the_header(tmp_path: Path) -> None:
 def test_a_file_without_end_is_given_up(tmp_path: Path) -> None:
     """A pipe that nobody writes to hangs inside the library, where no exception reaches."""
     write(tmp_path / "a.mp4", ramp(12))
-    os.mkfifo(tmp_path / "b.mp4")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "b.mp4").symlink_to(tmp_path / "pipe")
     write(tmp_path / "c.mp4", ramp(12))
     found = reasons(clips(tmp_path, decode_timeout_s=1.5))
     assert found == {"b.mp4": "decoding took longer than 1.5 s (data.decode_timeout_s)"}
