@@ -228,13 +228,17 @@ def _passing(path: str, ask: Ask, start: int | None) -> tuple[np.ndarray, int]:
 
         if start is not None:
             container.seek(start, stream=stream)
-        before = None
+        before, last = None, start
         for number, frame in enumerate(container.decode(stream)):
             key = number if ask.stamps is None else frame.pts
             if key is None:
                 continue
-            if start is not None and (frame.is_corrupt or (before is None and (key > rest[-1] or not _whole(frame)))):
-                return np.empty(0), len(rest)  # it began too late, for these frames or for what they refer to
+            if start is not None:
+                # where no key frame is, stamps are made up; or it began amid what refers to frames before it
+                begins = key in ask.starts and _whole(frame) if before is None else key > last
+                if frame.is_corrupt or not begins:
+                    return np.empty(0), len(rest)
+                last = key
             while rest and rest[-1] < key:
                 found[rest.pop()] = upright(before or frame)
                 lost += 1

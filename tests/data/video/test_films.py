@@ -99,6 +99,16 @@ def test_every_window_is_the_films(tmp_path: Path, name: str) -> None:
             assert [table.number_of(frame) for frame in frames] == expected, reader
 
 
+def test_frames_whose_stamps_are_made_up_after_a_jump(tmp_path: Path) -> None:
+    """MPEG-1 in a program stream: decoding that begins at frame 150 gives the stamps of 153 and on, and falls back."""
+    path = tmp_path / "film.mpg"
+    table.FILMS["MPEG-1 mpg"].write(path)
+    header = header_of(path)
+    for n in range(150, 168):
+        ask = asked(Wanted(path=path, header=header, indices=(n, n + 1), size=(header.height, header.width)))
+        assert [table.number_of(frame) for frame in worker.pyav_frames(str(path), ask)] == [n, n + 1]
+
+
 def test_what_decord_is_trusted_with(tmp_path: Path) -> None:
     """It reads the usual files itself, and none where its numbers are others."""
     if "decord" not in readers():
