@@ -16,6 +16,7 @@ there. A file's own counts are no such list: they hold frames that are never sho
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import pickle
@@ -228,7 +229,7 @@ def _passing(path: str, ask: Ask, start: int | None) -> tuple[np.ndarray, int]:
 
         if start is not None:
             container.seek(start, stream=stream)
-        before, last = None, start
+        before, last = None, -math.inf if start is None else start
         for number, frame in enumerate(container.decode(stream)):
             key = number if ask.stamps is None else frame.pts
             if key is None:
