@@ -100,4 +100,4 @@ def _read_mask(path: Path, *, clip: bool) -> torch.Tensor:
     from djepa_mm.media.pictures import read_picture
 
     white = read_clip(path, channels=1)[0] > 0 if clip else read_picture(path, channels=1) > 0
-    return white[0] if len(white) == 1 else white  # a picture, which FFmpeg reads as a clip of one frame
+    return white[0] if len(white) == 1 else white  # a picture is a clip of one frame

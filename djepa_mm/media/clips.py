@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from djepa_mm.errors import UserError
-from djepa_mm.media.pictures import enlarged, from_bytes, image_of, opened, pixels_of, to_bytes
+from djepa_mm.media.pictures import SUFFIXES, enlarged, from_bytes, image_of, opened, pixels_of, to_bytes, upright
 
 CRF = "15"  # of x264, 0 to 51: hardly to be told from the original
 ANIMATIONS: dict[str, dict[str, Any]] = {".gif": {}, ".webp": {"quality": 90, "method": 4}}  # Pillow's options
@@ -95,7 +95,8 @@ def probe_clip(path: Path) -> ClipFormat:
 
 
 def read_clip(path: Path, *, channels: int = 3, most: int | None = None, last: int | None = None) -> Tensor:
-    """Any file that FFmpeg reads, or an animated .webp -> (C, T, H, W) in [-1, 1]. Raises UserError, one line.
+    """Any file that FFmpeg reads -> (C, T, H, W) in [-1, 1]; pictures, animated or of one frame, are read as pictures
+    are. Raises UserError, one line.
 
     most, last: only its first `most` frames; of these, only the last `last`."""
     pixels = list(deque(islice(_decoded(path, channels), most), maxlen=last))
@@ -180,12 +181,12 @@ def _opened(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
 
 
 def _decoded(path: Path, channels: int) -> Iterator[np.ndarray]:
-    """(H, W, C) uint8 of every frame. Pillow reads animated .webp, which FFmpeg does not."""
-    if path.suffix.lower() == ".webp":
+    """(H, W, C) uint8 of every frame. FFmpeg does not read animated .webp, and knows no white behind pictures."""
+    if path.suffix.lower() in SUFFIXES:
         with opened(path, "a clip") as picture:
             for number in range(getattr(picture, "n_frames", 1)):
                 picture.seek(number)
-                yield pixels_of(picture, channels)
+                yield pixels_of(upright(picture), channels)
     else:
         with _opened(path) as (_, pictures):
             for picture in pictures:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from djepa_mm.errors import UserError
 from djepa_mm.media.clips import Clips, frames, probe_clip, read_clip, write_clip
+from djepa_mm.media.pictures import read_picture
 
 pytest.importorskip("av")
 
@@ -55,6 +56,20 @@ def test_animations_show_every_frame_at_the_right_rate(suffix: str, channels: in
             shown = torch.from_numpy(np.array(animation.convert("RGB"))) / 127.5 - 1
             assert (shown.permute(2, 0, 1) - clip[:, n]).abs().mean() < 0.05
     assert sum(durations) == pytest.approx(800, abs=10)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_are_clips_of_one_frame_read_as_pictures_are(channels: int, tmp_path: Path) -> None:
+    """What is transparent is white, 16 bits keep their white, and the camera is held upright: a mask may be any."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    clear = np.zeros((4, 6, 4), np.uint8)
+    clear[:, 3:, 3] = 255
+    Image.fromarray(clear).save(tmp_path / "clear.png", exif=exif)
+    Image.fromarray(np.full((4, 6), 300, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("P", (6, 4), 0).save(tmp_path / "clear.gif", transparency=0)
+    for path in tmp_path.iterdir():
+        assert torch.equal(read_clip(path, channels=channels)[:, 0], read_picture(path, channels=channels)), path.name
 
 
 def test_clips_of_another_size_are_refused_with_both(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from support import SHARED
 
 from djepa_mm.data.sources.image_folder import ImageFolder, ImageFolderConfig
+from djepa_mm.media.pictures import read_picture
 from djepa_mm.types import BrokenItem, UserError
 
 DATA = SHARED / "data"
@@ -338,6 +339,23 @@ def test_pictures_are_turned_as_the_camera_was_held(orientation: int, suffix: st
     assert source.shape(0) == (3, 20, 9)
     pixels = ((source.read(0).media + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(pixels, upright[0:20, 0:9])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_edited_and_compared_is_what_is_trained_on(channels: Any, tmp_path: Path) -> None:
+    """One reader for all: pictures that are turned, transparent, of 16 bits, or of a palette."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(numbered(8, 12)).save(tmp_path / "turned.jpg", exif=exif)
+    Image.fromarray(numbered(8, 12)).convert("RGBA").resize((9, 9)).save(tmp_path / "rgba.png")
+    Image.new("RGBA", (8, 8), (0, 90, 0, 60)).save(tmp_path / "clear.png")
+    Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("P", (8, 8), 0).save(tmp_path / "palette.gif", transparency=0)
+    source = folder(tmp_path, size=None, channels=channels)
+    for n in range(5):
+        item = source.read(n)
+        assert item.entry.path is not None
+        assert torch.equal(read_picture(item.entry.path, channels=channels), item.media), item.entry.name
 
 
 def test_sizes_come_from_headers_alone(tmp_path: Path) -> None:
