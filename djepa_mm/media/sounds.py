@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from functools import cached_property
@@ -42,7 +43,10 @@ class Sounds:
         import soundfile
 
         samples = (_within_range(media.detach().float().cpu()) * 32768).round().clamp(-32768, 32767)
-        soundfile.write(path, samples.to(torch.int16).numpy(), self.sample_rate_hz, subtype="PCM_16")
+        whole = io.BytesIO()  # libsndfile's own errors do not say that a disk is full
+        form = path.suffix[1:].upper()
+        soundfile.write(whole, samples.to(torch.int16).numpy(), self.sample_rate_hz, subtype="PCM_16", format=form)
+        path.write_bytes(whole.getvalue())
 
     def load(self, path: Path, shape: tuple[int, ...] | None = None) -> Tensor:
         """Any file that libsndfile reads, mixed down to mono and brought to this sample rate."""

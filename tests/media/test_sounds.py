@@ -46,6 +46,15 @@ def test_sounds_keep_their_rate_and_16_bits_keep_their_samples(suffix: str, tmp_
         sounds.load(path, (400,))
 
 
+@pytest.mark.parametrize("suffix", Sounds.suffixes)
+def test_a_full_disk_is_told_as_such(suffix: str, tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no such device")
+    (tmp_path / f"a{suffix}").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        Sounds(RATE_HZ).save(torch.zeros(20_000), tmp_path / f"a{suffix}")
+
+
 def test_both_channels_are_mixed(tmp_path: Path) -> None:
     left = np.full(100, 0.5, np.float32)
     soundfile.write(tmp_path / "a.wav", np.stack([left, 0 * left], axis=1), RATE_HZ)
