@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 MOST_PATHS = 20  # that a verb prints of what it wrote
+TEXTS = ("class", "text")  # keys of conditions whose values are texts as they are typed, whatever YAML makes of them
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a packaged recipe.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one checkpoint in it.")]
@@ -94,8 +95,9 @@ def asked(
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise UserError(f"--condition {pair}: write it as KEY=VALUE, such as class=7")
+        key = key.strip()
         try:
-            condition[key.strip()] = parse_value(value)
+            condition[key] = value.strip() if key in TEXTS else parse_value(value)
         except yaml.YAMLError:
             raise UserError(f"--condition {pair}: {value!r} is not plain YAML") from None
     if condition or class_:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from support import ROOT
 
+from djepa_mm.cli.options import asked
 from djepa_mm.errors import UserError
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.generation.request import Request
@@ -106,6 +107,12 @@ def test_other_values_stay_what_they_are() -> None:
     assert (recipe.data.root, recipe.optim.lr, recipe.run.texts) == (None, 1e-3, ("one", "two"))
     with pytest.raises(UserError, match=r"--set optim\.lr"):
         load_recipe("digits", ["optim.lr=fast"])
+
+
+def test_a_condition_is_the_same_however_it_is_given() -> None:
+    assert asked([], [], ["class=7"], {}) == asked(["7"], [], [], {}) == [{"class": "7"}]
+    assert asked([], [], ["text=2024 #1"], {}) == asked([], ["2024 #1"], [], {}) == [{"text": "2024 #1"}]
+    assert asked([], [], ["vector=[0.5, 1]", "rate=2"], {}) == [{"vector": [0.5, 1], "rate": 2}]
 
 
 def test_info_makes_no_corpus(tmp_path: Path) -> None:
