@@ -6,6 +6,7 @@ B batch, N tokens, C token channels.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import signal
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -161,7 +162,9 @@ class Corpus:
                 worker_init_fn=_leave_interrupts,
                 generator=torch.Generator(),  # of its own, so that it draws nothing from the run's random state
             )
-            for number, rows in enumerate(loader, start=skip + 1):
+            with _deaf_to_interrupts(loader.num_workers):
+                reading = iter(loader)
+            for number, rows in enumerate(reading, start=skip + 1):
                 batch = self._tokenize(rows, epoch)
                 if batch is not None:
                     trained = True
@@ -322,6 +325,25 @@ def source_draws(source: Source) -> bool:
     return getattr(source, "draws", False)
 
 
+@contextmanager
+def _deaf_to_interrupts(processes: int) -> Iterator[None]:
+    """So many processes, which start in here, never hear Ctrl-C: it is for the one that trains, which hears it
+    afterwards, saves, and then ends its readers. Those that are not forked take seconds to start, and would die of it.
+    """
+    if not processes or not hasattr(signal, "pthread_sigmask"):  # as on Windows
+        yield
+        return
+    if multiprocessing.get_start_method() != "fork":
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()  # else it starts in here, and lifts the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave_interrupts(_: int) -> None:
-    """Ctrl-C is for the process that trains, which saves and then ends its readers."""
+    """The same for a process that has started, where the system knows no such mask."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +24,13 @@ from djepa_mm.data.corpus import Corpus, Cursor
 from djepa_mm.errors import Notice, UserError
 from djepa_mm.precision import without_slow_bf16
 from djepa_mm.recipe.load import load_recipe
-from djepa_mm.runs.checkpoint import differences
+from djepa_mm.runs import checkpoint as checkpoint_module
+from djepa_mm.runs.checkpoint import FILES, differences, save_checkpoint
+from djepa_mm.runs.files import written_to
 from djepa_mm.training.djepa import DJEPATask, train
 from djepa_mm.training.loop import Trainer
 from djepa_mm.training.state import RandomStates
+from djepa_mm.training.task import autocast
 from djepa_mm.weights import checkpoints, find_checkpoint
 
 SMALL = {
@@ -118,9 +123,10 @@ def test_texts_in_another_alphabet_are_not_resumed(tmp_path: Path) -> None:
         "data.count": 10, "data.root": str(tmp_path / "corpora"), "optim.steps": 1, "run.texts": ["one"],
     }  # fmt: skip
     train(load_recipe("spoken-digits", common), tmp_path / "run")
-    other = {**common, "optim.steps": 2, "condition.characters": "zyxwvutsrqponihgfe "}
-    with pytest.raises(UserError, match=r"condition\.characters is ' efghinorstuvwxz'"):
-        train(load_recipe("spoken-digits", other), tmp_path / "run", resume=True)
+    for characters in ("zyxwvutsrqponihgfe ", " zxwvutsronihgfe"):  # the second one's are the same, in another order
+        other = {**common, "optim.steps": 2, "condition.characters": characters}
+        with pytest.raises(UserError, match=r"condition\.characters is ' efghinorstuvwxz'"):
+            train(load_recipe("spoken-digits", other), tmp_path / "run", resume=True)
 
 
 def test_classes_that_moved_are_named(pictures: Path, tmp_path: Path) -> None:
@@ -128,6 +134,38 @@ def test_classes_that_moved_are_named(pictures: Path, tmp_path: Path) -> None:
     (pictures / "class0").rename(pictures / "later")
     with pytest.raises(UserError, match="class0, later on one side alone"):
         train(load_recipe("digits", flipping(pictures)), tmp_path / "run", resume=True)
+
+
+def test_fewer_items_and_batches_of_another_size_are_resumed(pictures: Path, tmp_path: Path) -> None:
+    """The place in the data may then lie beyond the end of its epoch."""
+    train(load_recipe("digits", flipping(pictures, **{"optim.steps": 2})), tmp_path / "run")
+    for n in range(4):
+        (pictures / f"class{n % 2}" / f"{n}.png").unlink()
+    outcome = train(
+        load_recipe("digits", flipping(pictures, **{"optim.steps": 5, "batch.size": 6})), tmp_path / "run", resume=True
+    )
+    assert (outcome.step, outcome.finished) == (5, True)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
+    recipe = load_recipe("digits", {**SMALL, "tokenizer.channels": 1, "optim.steps": 5})
+
+    class Poison(djepa_mm.Callback):
+        def on_step(self, step: int, progress: float) -> None:
+            if step == 2:
+                torch.nn.init.constant_(next(task.online.parameters()), float("inf"))
+
+    task = DJEPATask(recipe, device=torch.device("cpu"))
+    with pytest.raises(UserError, match=r"^step 2: the gradient is nan; lower optim\.lr \([\d.e-]+\) and resume$"):
+        Trainer(task, tmp_path / "run", callbacks=[Poison()]).run()
+    assert find_checkpoint(tmp_path / "run").name == "step-00000002"
+
+
+def test_a_run_may_be_moved(tmp_path: Path) -> None:
+    train(load_recipe("digits", {**SMALL, "tokenizer.channels": 1, "optim.steps": 1}), tmp_path / "run")
+    one = djepa_mm.load(tmp_path / "run", device="cpu").generate(class_=7)[0].media
+    moved = (tmp_path / "run").rename(tmp_path / "my runs \u6570\u5b57")
+    assert torch.equal(djepa_mm.load(moved, device="cpu").generate(class_=7)[0].media, one)
 
 
 def test_a_run_in_a_thread_ends_by_an_event_and_goes_on(tmp_path: Path) -> None:
@@ -169,6 +207,69 @@ print(outcome.finished)
     assert checkpoints(tmp_path / "run" / "checkpoints")
 
 
+def test_an_interrupt_while_processes_start_is_saved(pictures: Path, tmp_path: Path) -> None:
+    """As other systems start them: by a program of their own, which imports for seconds and hears Ctrl-C meanwhile."""
+    overrides = flipping(pictures, **{"batch.workers": 1, "optim.steps": 100_000})
+    script = f"""
+import multiprocessing, os, signal
+import djepa_mm
+from torch.utils.data import dataloader
+begin = dataloader._MultiProcessingDataLoaderIter.__init__
+def begin_and_interrupt(self, loader):
+    begin(self, loader)
+    os.killpg(0, signal.SIGINT)
+dataloader._MultiProcessingDataLoaderIter.__init__ = begin_and_interrupt
+multiprocessing.set_start_method("spawn")
+outcome = djepa_mm.train(djepa_mm.load_recipe("digits", {overrides!r}), "run", progress=False)
+print(outcome.step, outcome.finished)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, start_new_session=True, check=False
+    )
+    assert result.stdout.split() == ["1", "False"], result.stderr
+    assert find_checkpoint(tmp_path / "run").name == "step-00000001"
+
+
+def test_an_interrupt_does_not_break_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = checkpoint_module.save_file, []
+
+    def interrupted(*arguments: Any) -> None:
+        if not asked:
+            asked.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+        real(*arguments)
+
+    monkeypatch.setattr(checkpoint_module, "save_file", interrupted)
+    train(load_recipe("digits", {**SMALL, "tokenizer.channels": 1, "optim.steps": 1}), tmp_path / "run")
+    assert asked
+    djepa_mm.load(tmp_path / "run")
+
+
+def test_checkpoints_are_written_where_folders_cannot_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, where a file is brought to the disk by a handle that may write."""
+
+    class Windows:
+        name = "nt"
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(os, name)
+
+        def open(self, path: Path, flags: int) -> int:
+            if path.is_dir() or not flags & os.O_RDWR:
+                raise PermissionError(errno.EACCES, "permission denied", str(path))
+            return os.open(path, flags)
+
+    monkeypatch.setattr(checkpoint_module, "os", Windows())
+    tensors = {file: {"a": torch.ones(2)} for file in FILES}
+    for step in (1, 2):
+        save_checkpoint(tmp_path, "name: x\n", {"step": step}, tensors, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
 # --- places that cannot be written ------------------------------------------------------------------------------------
 
 
@@ -179,6 +280,19 @@ def test_a_file_in_the_way_of_the_run_folder_is_one_line(tmp_path: Path) -> None
         with pytest.raises(UserError, match="file: cannot be written"):
             train(recipe, out)
     assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_folder_that_may_not_be_written_to_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before training; and where a disk becomes read-only meanwhile, then."""
+    with (
+        pytest.raises(UserError, match=r"^/elsewhere: cannot be written \(read-only file system\)"),
+        written_to(tmp_path),
+    ):
+        raise OSError(errno.EROFS, "Read-only file system", "/elsewhere")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may do anything
+    with pytest.raises(UserError, match=r"cannot be written \(permission denied\)"):
+        train(load_recipe("digits", {**SMALL, "tokenizer.channels": 1}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_disk_that_fills_up_leaves_the_checkpoint_before_whole(tmp_path: Path) -> None:
@@ -211,6 +325,14 @@ def test_small_learning_rates_are_not_logged_as_nothing(tmp_path: Path) -> None:
     (row,) = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert row["lr"] == 3.3e-8
     assert row["step"] == 1
+
+
+def test_training_is_in_fp32_where_bf16_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    optim = load_recipe("digits", {"optim.precision": "bf16"}).optim
+    for fast in (True, False):
+        monkeypatch.setattr("djepa_mm.training.task.fast_bf16", lambda _, fast=fast: fast)
+        with autocast(optim, torch.device("cpu")):
+            assert torch.is_autocast_enabled("cpu") == fast
 
 
 def test_muon_computes_in_fp32_where_bf16_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
