@@ -75,6 +75,8 @@ def test_a_kind_takes_from_the_files_what_they_say(clips: list[Path]) -> None:
     assert (config.frames, config.size, config.frame_rate, config.patch) == (8, (32, 48), 12.5, (2, 8, 8))
     config = parse_tokenizer("clip-patches,patch=[1, 4, 4], frames=4,size=[16,16],frame_rate=5", []).config
     assert (config.frames, config.size, config.frame_rate) == (4, (16, 16), 5.0)
+    config = parse_tokenizer("clip-patches,patch=[1,4,4],frames=4,size=[16,16],frame_rate=5e-1", []).config
+    assert config.frame_rate == 0.5
 
 
 def test_a_recipe_gives_its_tokenizer(tmp_path: Path) -> None:

@@ -131,6 +131,27 @@ def test_linear_guidance_grows_to_its_value(picture_batch: TokenBatch) -> None:
     assert constant._guidance(known, picture_batch.valid, torch.full((4,), 0)).tolist() == [3.0] * 4
 
 
+def test_guidance_below_one_and_no_temperature(picture_model: Build, picture_batch: TokenBatch) -> None:
+    """Guidance 0 is the null condition alone, half is between; without noise, seeds decide nothing but the order."""
+    model = picture_model()
+
+    def sample(guidance: float, rows: list[int], *, temperature: float = 1.0, seed: int = 3) -> torch.Tensor:
+        sampler = Sampler(
+            ar_steps=3, guidance=guidance, guidance_schedule="constant", temperature=temperature, order="raster"
+        )
+        return sampler(model, **pick(picture_batch, rows), generators=generators(*[seed] * len(rows)))  # type: ignore[arg-type]
+
+    one, other = sample(0.0, [0, 1])
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    half = sample(0.5, [0, 1])
+    assert half.isfinite().all()
+    assert not torch.allclose(half[0], half[1])
+    assert not torch.allclose(half[0], one)
+    cold = [sample(1.0, [0], temperature=0.0, seed=seed) for seed in (1, 2)]
+    assert cold[0].isfinite().all()
+    assert torch.equal(*cold)
+
+
 def test_progress_is_told(picture_model: Build, picture_batch: TokenBatch) -> None:
     told: list[tuple[int, int]] = []
     Sampler(ar_steps=3)(

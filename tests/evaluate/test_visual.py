@@ -489,6 +489,26 @@ def test_mistakes(painter: Pipeline, speaker: Pipeline, tmp_path: Path) -> None:
         list(read_items(painter, Digits(*load_digits("test")), range(10)))
 
 
+@pytest.mark.parametrize(
+    ("source", "options", "key"),
+    [
+        ("image-folder", {"root": "x", "size": [8, 8]}, "held_out"),
+        ("clips", {"root": "x", "size": [8, 8]}, "held_out"),
+        ("ljspeech", {"root": "x"}, "held_out"),
+        ("digits", {"split": "all"}, "split"),
+        ("torchvision", {"dataset": "mnist", "root": "x", "size": [8, 8], "split": "test"}, "split"),
+        ("ucf101", {"root": "x", "split": "test"}, "split"),
+    ],
+)
+def test_a_corpus_that_holds_nothing_out_is_told_its_own_key(
+    painter: Pipeline, source: str, options: dict[str, Any], key: str
+) -> None:
+    painter.recipe = load_recipe("digits", {"data": {"source": source, **options}})
+    with pytest.raises(UserError, match=rf"nothing is held out: train with data\.{key} "):
+        report_module._held_out(painter)
+    assert key in type(painter.recipe.data).model_fields
+
+
 # --- which items
 
 

@@ -164,8 +164,8 @@ def test_the_bound_is_finite_whatever_the_variance(output: float) -> None:
     step = torch.tensor([0, 0, 0, 1, 2, 10, 500, 999])
     level = levels(tuple(range(1000)), x.device).at(step)
     bound = level.bound(x, x_t, epsilon, variance, step[:, None] == 0, LARGEST_TOKEN)
-    bound[:3].sum().backward()
-    assert bound[:3].isfinite().all()
+    bound.sum().backward()
+    assert bound.isfinite().all()
     assert variance.grad is not None
     assert variance.grad.isfinite().all()
 

@@ -196,6 +196,16 @@ def test_ids_go_through_folders_and_may_have_their_suffix(tmp_path: Path) -> Non
             source.shape(n)
 
 
+def test_a_mark_of_utf_8_is_no_part_of_an_id_and_utf_16_is_named(tmp_path: Path) -> None:
+    corpus(tmp_path, b"\xef\xbb\xbfA|caf\xc3\xa9|caf\xc3\xa9\r")
+    soundfile.write(tmp_path / "wavs" / "A.wav", tone(0.5, 22050), 22050)
+    entry = speech(tmp_path).entry(0)
+    assert (entry.name, entry.text) == ("A", "caf\u00e9")
+    (tmp_path / "metadata.csv").write_text("A|a|a\nB|b|b\n", encoding="utf-16")
+    with pytest.raises(UserError, match=r"^data\.root: no usable clip in [^\n]*\(not UTF-8\)[^\n]*$"):
+        speech(tmp_path)
+
+
 def test_blank_lines_are_none(tmp_path: Path) -> None:
     corpus(tmp_path, "A|a|a", "", "  \t", "B|b|b\r", "\r", "")
     for name in "AB":
@@ -229,7 +239,9 @@ def cut(path: Path, share: float) -> None:
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
 
 
-@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "MS_ADPCM"])
+@pytest.mark.parametrize(
+    "subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "MS_ADPCM", "IMA_ADPCM"]
+)
 @pytest.mark.parametrize("form", ["WAV", "WAVEX", "RF64"])
 def test_wavs_that_were_cut_are_broken(form: str, subtype: str, tmp_path: Path) -> None:
     """libsndfile reads them without a word; whole ones stay whole."""
@@ -263,7 +275,7 @@ def test_wavs_whose_writer_did_not_know_the_end_are_whole(size: int, tmp_path: P
 
 
 def test_headers_that_count_themselves_and_chunks_behind_the_sound_are_fine(tmp_path: Path) -> None:
-    corpus(tmp_path, "A|a|a", "B|b|b", "C|c|c")
+    corpus(tmp_path, "A|a|a", "B|b|b", "C|c|c", "D|d|d")
     wavs = tmp_path / "wavs"
     soundfile.write(wavs / "A.wav", tone(0.7, 22050), 22050)
     whole = bytearray((wavs / "A.wav").read_bytes())
@@ -271,8 +283,12 @@ def test_headers_that_count_themselves_and_chunks_behind_the_sound_are_fine(tmp_
     whole[40:44] = struct.pack("<I", len(whole))
     (wavs / "A.wav").write_bytes(whole)
     soundfile.write(wavs / "C.wav", tone(0.7, 22050), 22050, format="OGG")
+    if "MP3" in soundfile.available_formats():
+        soundfile.write(wavs / "D.wav", tone(0.7, 22050), 22050, format="MP3")
     source = speech(tmp_path)
     assert [source.read(n).media.shape for n in range(3)] == [(15435,)] * 3
+    if "MP3" in soundfile.available_formats():
+        assert abs(len(source.read(3).media) - 15435) < 2500  # of whole frames
 
 
 def test_clips_outside_the_range_are_counted(tmp_path: Path) -> None:
@@ -293,6 +309,8 @@ def test_no_corpus_names_the_way_out(tmp_path: Path) -> None:
         match=r"^data\.root: no LJSpeech corpus at /[^\n]*fetch ljspeech --out [^\n]*train spoken-digits$",
     ):
         speech(tmp_path)
+    with pytest.raises(UserError, match=f"corpus at {tmp_path}/data/x.* --out {tmp_path}/data/x;"):  # of a run there
+        LJSpeechConfig(source="ljspeech", root="data/x").seen_from(tmp_path).build()
 
 
 def test_a_failed_download_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
