@@ -118,6 +118,14 @@ def test_what_is_no_clip_of_the_corpus_is_left_out_and_counted(tmp_path: Path) -
         clips(tmp_path / "all")
 
 
+def test_names_of_any_bytes_can_be_reported(tmp_path: Path) -> None:
+    write(tmp_path / "good.mp4", ramp(8))
+    os.rename(os.fsencode(tmp_path / "good.mp4"), os.fsencode(tmp_path) + b"/caf\xe9.mp4")
+    item = clips(tmp_path).read(0)
+    assert item.entry.name.encode() == "caf\ufffd.mp4".encode()
+    assert numbers(item.media) == list(range(8))
+
+
 @each_reader
 def test_windows(tmp_path: Path, reader: str) -> None:
     write(tmp_path / "a.mp4", ramp(21))
@@ -464,3 +472,25 @@ def test_a_corpus_reads_ahead_and_names_what_is_broken(tmp_path: Path) -> None:
     assert batch.tokens.shape == (3, 8, 1)
     assert [sorted(indices) for indices in asked] == [[0, 1, 2, 3]]
     assert list(corpus.broken) == ["run/b.mp4"]
+
+
+def test_random_windows_are_the_same_wherever_reading_begins(tmp_path: Path) -> None:
+    """With processes that read and without, from the start and from amid an epoch; but not from epoch to epoch."""
+    for name in "abcd":
+        write(tmp_path / f"run/{name}.mp4", ramp(40))
+    source = clips(tmp_path, window="random")
+    condition = load_recipe("digits").condition.build()
+    condition.bind(source)
+
+    def read(start: Cursor, workers: int, count: int) -> list[torch.Tensor]:
+        corpus = Corpus(source, _Plain(), condition, BatchConfig(size=2, workers=workers))  # type: ignore[arg-type]
+        batches = corpus.batches(start)
+        return [next(batches)[0].tokens for _ in range(count)]
+
+    whole = read(Cursor(), 0, 4)
+    for start, workers in ((0, 2), (1, 0), (1, 2)):
+        found = read(Cursor(0, start), workers, 4 - start)
+        assert all(torch.equal(a, b) for a, b in zip(whole[start:], found, strict=True))
+    assert not torch.equal(torch.cat(whole[:2]).sort(0).values, torch.cat(whole[2:]).sort(0).values)
+    with pytest.raises(UserError, match=r"batch\.cache keeps one reading .*data\.window"):
+        Corpus(source, _Plain(), condition, BatchConfig(size=2, cache=True))  # type: ignore[arg-type]
