@@ -46,9 +46,19 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Config(BaseModel):
-    """Base of every part of a recipe: unknown keys are errors, types are strict, values never change."""
+    """Base of every part of a recipe: unknown keys are errors, types are strict, values never change.
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    Numbers are finite, for JSON has no others, and a checkpoint's recipe could not be read again. Texts are not empty:
+    an empty folder's name, such as of a variable of the shell that is not set, would be the current folder."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        str_min_length=1,
+        use_attribute_docstrings=True,
+    )
 
 
 # --- media and their tokens -------------------------------------------------------------------------------------------

@@ -60,7 +60,13 @@ def problem(error: ErrorDetails, schema: type[BaseModel], origin: str, overridde
         near = difflib.get_close_matches(str(value), error["ctx"]["expected"].replace("'", "").split(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"{where}: expected {error['ctx']['expected']}, got {value!r}{hint}"
-    message = error["msg"].replace("Input should be", "expected").replace("valid ", "")
+    message = (
+        error["msg"]
+        .replace("Input should be", "expected")
+        .replace("String should have", "expected")
+        .replace("a valid integer", "an integer")
+        .replace("valid ", "")
+    )
     return f"{where}: {message}, got {value!r}"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import yaml
 from pydantic import ValidationError
 
@@ -76,12 +77,14 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Overrides = (
 def load_as(schema: type[Schema], source: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> Schema:
     """As `load_recipe`, for any kind of recipe. A file's top-level `kind` tells those that are not for D-JEPA."""
     if isinstance(source, Mapping):
-        raw, origin = json.loads(json.dumps(source)), "recipe"
+        raw, origin = json.loads(_json(source)), "recipe"
     else:
         path = find_recipe(str(source))
         raw, origin = _read(path), str(path)
     if (kind := raw.get("kind")) is not None and "kind" not in schema.model_fields:
         raise UserError(f"{origin}: a recipe of the kind {kind}; train it: djepa-mm {kind} train {source}")
+    if kind is None and "kind" in schema.model_fields:
+        raise UserError(f"{origin}: a recipe of a model; train it: djepa-mm train {source}")
     if isinstance(overrides, Mapping):
         changes = [(key, value, f"{key}={value!r}") for key, value in overrides.items()]
     else:
@@ -98,7 +101,7 @@ def load_as(schema: type[Schema], source: str | Path | Mapping[str, Any], overri
 def _wants_text(schema: type[Config], raw: Mapping[str, Any], key: str) -> bool:
     """Whether what stands at a key is no text, and has to be one."""
     try:
-        schema.model_validate_json(json.dumps(raw))
+        schema.model_validate_json(_json(raw))
     except ValidationError as error:
         places = (".".join(str(part) for part in one["loc"]) for one in error.errors() if one["type"] == "string_type")
         names = key.split(".")
@@ -121,7 +124,7 @@ def _read(path: Path) -> dict[str, Any]:
 def parse_recipe(schema: type[Schema], raw: Mapping[str, Any], origin: str, overridden: Sequence[str] = ()) -> Schema:
     """Check a recipe given as plain data; `origin` is what an error names as its file, but for overridden keys."""
     try:
-        return schema.model_validate_json(json.dumps(raw))
+        return schema.model_validate_json(_json(raw))
     except ValidationError as error:
         raise UserError(problem(error.errors()[0], schema, origin, overridden)) from None
 
@@ -155,6 +158,25 @@ def parse_override(text: str) -> Any:
 def parse_value(text: str) -> Any:
     """A value as recipes have it. Raises yaml.YAMLError."""
     return yaml.load(text, _Loader)
+
+
+def _json(raw: Mapping[str, Any]) -> str:
+    """Of a recipe as plain data, with paths as their text and NumPy's numbers as Python's. Raises UserError for what
+    else is not plain."""
+
+    def plain(value: object) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, np.generic):
+            return value.item()
+        raise UserError(f"a recipe is plain data, words, numbers and lists of them, and not {value!r}")
+
+    try:
+        return json.dumps(raw, default=plain)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError("a recipe is plain data, and this one holds itself") from None
 
 
 def _set(raw: dict[str, Any], key: str, value: Any, shown: str) -> None:

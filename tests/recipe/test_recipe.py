@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support import ROOT, ten_classes
@@ -181,3 +182,24 @@ def test_schema_describes_every_section() -> None:
     )
     assert schema["additionalProperties"] is False
     assert "Most items in a batch." in str(schema)
+
+
+@pytest.mark.parametrize("override", ["optim.clip=.inf", "head.time_mean=.nan", "sample.temperature=.inf"])
+def test_numbers_are_finite_for_a_checkpoints_recipe_has_no_others(override: str) -> None:
+    with pytest.raises(UserError, match=rf"--set {override.partition('=')[0]}: [^\n]*finite number"):
+        load_recipe("digits", [override])
+
+
+def test_an_empty_folder_is_not_the_current_one() -> None:
+    with pytest.raises(UserError, match=r"--set data\.root: expected at least 1 character, got ''"):
+        load_recipe("pictures", ["data.root="])
+
+
+def test_data_built_in_python_is_plain_or_made_plain() -> None:
+    recipe = load_recipe("pictures", {"data.root": Path("mine"), "optim.steps": np.int64(3), "optim.lr": np.float64(1)})
+    assert (recipe.data.root, recipe.optim.steps, recipe.optim.lr) == ("mine", 3, 1.0)
+    for override in ("optim.steps=!!binary aGk=", "optim.steps=!!set {a: null}", "optim.steps=&a [*a]"):
+        with pytest.raises(UserError, match="a recipe is plain data"):
+            load_recipe("digits", [override])
+    with pytest.raises(UserError, match="a recipe is plain data"):
+        load_recipe({"name": object()})
