@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,12 +30,17 @@ from djepa_mm.recipe.build import build_model
 from djepa_mm.recipe.load import dump_recipe, load_recipe, packaged_recipes
 from djepa_mm.recipe.schema import Recipe
 from djepa_mm.runs.checkpoint import save_checkpoint
+from djepa_mm.runs.files import written_to
 from djepa_mm.weights import TOKENIZER, checkpoints, find_checkpoint, load_weights, read_tensors
 
 Family = Literal["djepa", "mar", "kl16"]
 Kept = Literal["averaged", "plain"]  # which of a file's weights, or of a run's
 Shapes = Mapping[str, tuple[int, ...]]
 
+TORN = (  # how torch's and zipfile's readers fail at files that are torn
+    *(RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError),
+    *(struct.error, zipfile.BadZipFile),
+)
 COMPILED = "_orig_mod."  # in the names of a model that torch has compiled
 
 
@@ -80,7 +86,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"it holds {named[1]}, which is no weight" if named else "it is no file of weights"
         raise UserError(f"{path}: {what}; nothing of it was run, and nothing is imported") from None
-    except (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+    except (*TORN, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(f"{path}: cannot be read as weights: {reason[:200]}") from None
     if not isinstance(found, Mapping):
@@ -94,6 +100,9 @@ def _tensors(found: object, path: Path) -> dict[str, Tensor]:
     for name, value in found.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{path}: {name} is no tensor but {type(value).__name__}: this is no file of weights alone")
+        if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+            kind = "quantized" if value.is_quantized else f"{value.layout} on {value.device}"
+            raise UserError(f"{path}: {name} is no plain tensor but {kind}: save it as one of floats")
     return {name.replace(COMPILED, ""): value for name, value in found.items()}
 
 
@@ -290,7 +299,7 @@ def class_names(path: Path) -> list[str]:
         if path.is_dir():
             names = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
         else:
-            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--classes {path}: cannot be read: {error}") from None
     if not names or len(set(names)) < len(names):
@@ -352,8 +361,9 @@ def _to_ours(tensors: Mapping[str, Tensor], pieces: Iterable[Piece]) -> dict[str
 
 
 def _save(out: Path, parts: Iterable[Mapping[str, Tensor]]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor for part in parts for name, tensor in part.items()}, out, metadata={"format": "pt"})
+    with written_to(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor for part in parts for name, tensor in part.items()}, out, metadata={"format": "pt"})
 
 
 # --- KL-16 ------------------------------------------------------------------------------------------------------------
@@ -379,8 +389,12 @@ def import_vae(path: Path, out: Path) -> Path:
     if "encoder.conv_in.weight" not in found:
         raise UserError(f"{path}: holds neither MAR's KL-16 VAE nor, for a --recipe, a model of D-JEPA or MAR")
     config = _vae_config(found, path)
-    with torch.device("meta"):
-        vae = diffusers.AutoencoderKL(**config)
+    try:
+        with torch.device("meta"):
+            vae = diffusers.AutoencoderKL(**config)
+    except (ValueError, RuntimeError, LookupError, ArithmeticError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path}: is no VAE of KL-16's kind: no such network can be built ({reason})") from None
     pieces = vae_pieces(shapes_of(vae.state_dict()))
     if difference := mismatch(found, _theirs(pieces)):
         raise UserError(f"{path}: is no VAE of KL-16's kind: {difference}")

@@ -154,6 +154,8 @@ class Code:
         (lambda w: {k: v for k, v in w.items() if "norm1" not in k}, "lacks decoder_blocks.0.norm1.bias and 7 more"),
         (lambda w: w | {"text.weight": torch.zeros(2)}, "it also holds text.weight; no packaged recipe fits"),
         (lambda w: w | {"mask_token": "one"}, "mask_token is no tensor but str"),
+        (lambda w: w | {"mask_token": torch.zeros(1, 1, 48, device="meta")}, "mask_token is no plain tensor"),
+        (lambda w: w | {"mask_token": torch.zeros(1, 1, 48).to_sparse()}, "mask_token is no plain tensor"),
         (lambda w: w | {"code": Code()}, "it holds .*, which is no weight; nothing of it was run"),
         (lambda w: [1, 2], "expected weights by name, found list"),
         (lambda w: {"model": 3}, "expected weights by name, found int"),
@@ -175,11 +177,12 @@ def test_what_is_not_expected_is_one_line(
 def test_files_that_are_no_weights(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("not weights")
     (tmp_path / "empty.pth").touch()
+    (tmp_path / "torn.pth").write_bytes(b"\x80\x02X\x05")  # a text of so many bytes, which are not there
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
     (tmp_path / "old.ckpt").write_bytes(pickle.dumps({"model": Code()}))
     whole = reference("djepa-gauss").published(tmp_path / "whole.pth").read_bytes()
     (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
-    for name in ("text.pth", "empty.pth", "cut.safetensors", "old.ckpt", "half.pth", "none.pth"):
+    for name in ("text.pth", "empty.pth", "torn.pth", "cut.safetensors", "old.ckpt", "half.pth", "none.pth"):
         with pytest.raises(UserError, match=name) as caught:
             read_published(tmp_path / name)
         assert "\n" not in str(caught.value)
@@ -246,6 +249,21 @@ def test_another_vae_is_one_line(gone: str, tmp_path: Path) -> None:
         import_vae(tmp_path / "vae.ckpt", tmp_path / "vae")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "vae").exists()
+
+
+def test_a_vae_that_cannot_be_built_is_one_line(tmp_path: Path) -> None:
+    """Of widths that do not divide into the 32 groups of its norms."""
+    odd = {"encoder.conv_in.weight": (33, 3, 3, 3), "quant_conv.weight": (8, 8, 1, 1)}
+    odd["encoder.down.0.block.0.conv2.weight"] = (33, 33, 3, 3)
+    torch.save({name: torch.zeros(shape) for name, shape in odd.items()}, tmp_path / "vae.ckpt")
+    with pytest.raises(UserError, match=r"vae.ckpt: is no VAE of KL-16's kind: [^\n]*$"):
+        import_vae(tmp_path / "vae.ckpt", tmp_path / "vae")
+
+
+def test_a_folder_in_the_way_of_an_export_is_one_line(tmp_path: Path) -> None:
+    import_model(reference("djepa-gauss").published(tmp_path / "a.pth"), recipe_of("djepa-gauss"), tmp_path / "run")
+    with pytest.raises(UserError, match=r"run: cannot be written"):
+        export_model(tmp_path / "run", "djepa", tmp_path / "run")
 
 
 # --- the recipes' training --------------------------------------------------------------------------------------------
