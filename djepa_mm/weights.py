@@ -30,8 +30,9 @@ READABLE = (2, FORMAT)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints in a folder, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+    """Whole checkpoints in a folder, oldest first; no folders of the user's own, such as step-00001000-good."""
+    found = (path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal() and path.is_dir())
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -39,10 +40,13 @@ def find_checkpoint(path: Path) -> Path:
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder; a run is made by: djepa-mm train RECIPE")
     if (path / "state.json").is_file():
-        return path
-    found = checkpoints(path / "checkpoints")
+        found = [path]
+    else:
+        found = checkpoints(path / "checkpoints")
     if not found:
         raise UserError(f"{path}: this folder has no checkpoint yet; train first: djepa-mm train RECIPE --out {path}")
+    if not (recipe := found[-1] / "recipe.yaml").is_file():
+        raise _damaged(recipe, FileNotFoundError("no such file"))
     return found[-1]
 
 
@@ -53,6 +57,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from None
+    if not isinstance(state, dict):
+        raise _damaged(path, ValueError(f"expected a mapping, found {type(state).__name__}"))
     if (found := state.get("format")) not in READABLE:
         advice = "upgrade djepa-mm" if isinstance(found, int) and found > FORMAT else "train again"
         known = " and ".join(map(str, READABLE))

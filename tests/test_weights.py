@@ -17,6 +17,7 @@ from djepa_mm.weights import find_checkpoint, load_weights, read_state, read_ten
 def checkpoint(run: Path, step: int, **state: object) -> Path:
     folder = run / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text("name: it\n")
     (folder / "state.json").write_text(json.dumps({"format": 3, "step": step, **state}))
     save_file({"weight": torch.full((2, 3), float(step)), "bias": torch.zeros(2)}, folder / "averaged.safetensors")
     return folder
@@ -30,6 +31,12 @@ def test_the_newest_checkpoint_of_a_run_is_found_and_one_is_itself(tmp_path: Pat
     old, new = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
     assert find_checkpoint(tmp_path) == find_checkpoint(new) == new
     assert find_checkpoint(old) == old
+    (tmp_path / "checkpoints" / "step-00000010-good").mkdir()  # a copy that somebody keeps
+    (tmp_path / "checkpoints" / "step-best").mkdir()
+    assert find_checkpoint(tmp_path) == new
+    (new / "recipe.yaml").unlink()
+    with pytest.raises(UserError, match=r"recipe.yaml: damaged checkpoint .*delete step-00000010 to go on from step-"):
+        find_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("number", [2, 3])
@@ -52,6 +59,9 @@ def test_damaged_files_name_the_checkpoint_to_go_on_from(tmp_path: Path) -> None
     advice = r"damaged checkpoint \([^\n]+\); delete step-00000002 to go on from step-00000001$"
     with pytest.raises(UserError, match=advice):
         read_tensors(new, "averaged")
+    with pytest.raises(UserError, match=advice):
+        read_state(new)
+    (new / "state.json").write_text("[]")
     with pytest.raises(UserError, match=advice):
         read_state(new)
 
