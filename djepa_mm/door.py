@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -83,6 +83,9 @@ class Model:
         that every clip begins or ends with. candidates: speak so many times and keep what the recogniser understands
         best. ar_steps: T. guidance: 1 is none. temperature: scale of the noise; these three are the recipe's by
         default. The same seed gives the same items. Raises UserError for what this model cannot fulfil."""
+        for name, value, least in (("count", count, 1), ("candidates", candidates, 1), ("batch", batch_size, 1)):
+            if value < least:
+                raise UserError(f"--{name} {value}: give {least} or more")
         conditions = _conditions(condition, class_, text)
         requests = self.pipeline.requests(conditions, count=count, duration_s=seconds, size=size, seed=seed)
         sampler = self._sampler(ar_steps, guidance, temperature)
@@ -201,6 +204,9 @@ class Model:
                 raise UserError(f"{media}: {error}") from None
             return item
         item = media.media if isinstance(media, Generated) else media
+        if not isinstance(item, Tensor) or not item.is_floating_point():
+            kind = item.dtype if isinstance(item, Tensor) else type(item).__name__
+            raise UserError(f"expected a file, or media as a tensor of floats in [-1, 1], not {kind}")
         tokenizer.spec_of(tuple(item.shape))
         return item
 
@@ -292,10 +298,21 @@ def _conditions(
     given = [name for name, value in (("condition", condition), ("class", class_), ("text", text)) if value is not None]
     if len(given) > 1:
         raise UserError(f"--{given[0]} and --{given[1]}: give one of the two")
+    wanted: list[Any] = []
     if condition is not None:
-        return [condition] if isinstance(condition, Mapping) else list(condition)
+        wanted = list(condition) if _several(condition) else [condition]
+        for one in wanted:
+            if not isinstance(one, Mapping):
+                raise UserError(f"{one!r} is no condition: say of which kind it is, such as class_={one!r}")
     if class_ is not None:
-        return [{"class": str(name)} for name in ([class_] if isinstance(class_, str | int) else class_)]
+        wanted = [{"class": str(name)} for name in (class_ if _several(class_) else [class_])]
     if text is not None:
-        return [{"text": one} for one in ([text] if isinstance(text, str) else text)]
-    return []
+        wanted = [{"text": one} for one in (text if _several(text) else [text])]
+    if given and not wanted:
+        raise UserError(f"--{given[0]}: an empty list asks for nothing; leave it out for what is usual")
+    return wanted
+
+
+def _several(value: object) -> TypeGuard[Iterable[Any]]:
+    """Whether it is a list of some kind, and no single one."""
+    return isinstance(value, Iterable) and not isinstance(value, str | Mapping)

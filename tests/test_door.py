@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -489,3 +490,38 @@ def test_a_run_is_measured(digits_run: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_folder_of_ones_own_has_to_be_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder at"):
         djepa_mm.extend(tmp_path / "nowhere")
+
+
+# --- what makes no sense ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ar_steps": 0}, "--steps 0: give 1 to 1,000,000"),
+        ({"guidance": float("nan")}, "--guidance nan: give 0 to 1,000,000"),
+        ({"guidance": 1e308}, r"--guidance 1e\+308: give 0 to"),
+        ({"temperature": -1.0}, "--temperature -1.0: give 0 to 1,000,000"),
+        ({"count": 0}, "--count 0: give 1 or more"),
+        ({"candidates": 0}, "--candidates 0: give 1 or more"),
+        ({"batch_size": 0}, "--batch 0: give 1 or more"),
+        ({"seed": -1}, "--seed -1: expected 0 or more"),
+        ({"class_": []}, "--class: an empty list asks for nothing"),
+        ({"condition": 7}, "7 is no condition"),
+        ({"condition": ["7"]}, "'7' is no condition"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_one_line(painter: Pipeline, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        model(painter).generate(**options)  # type: ignore[arg-type]
+
+
+def test_classes_come_in_any_kind_of_list(painter: Pipeline) -> None:
+    for way in (np.array([7, 2]), range(7, 9), np.int64(7)):
+        assert model(painter).generate(class_=way)[0].title == "7"  # type: ignore[arg-type]
+
+
+def test_media_are_tensors_of_floats(painter: Pipeline) -> None:
+    for odd in (torch.zeros(1, 8, 8, dtype=torch.uint8), np.zeros((1, 8, 8)), None):
+        with pytest.raises(UserError, match=r"expected a file, or media as a tensor of floats in \[-1, 1\], not "):
+            model(painter).encode(odd)  # type: ignore[arg-type]

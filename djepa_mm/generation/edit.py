@@ -16,7 +16,7 @@ from torch.nn import functional
 from djepa_mm.core.sampler import Sampler
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.generation.request import Job, Request
-from djepa_mm.types import MediaSpec, Progress, UserError
+from djepa_mm.types import Extent, MediaSpec, Progress, UserError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ def replace_span(
     start = length // per_token if start_s is None else min(length // per_token, math.floor(start_s * rate + 1e-6))
     stop = count if stop_s is None else min(count, math.ceil(stop_s * rate - 1e-6))
     if new_s is not None:
-        if not new_s > 0:
+        if not 0 < new_s < math.inf:
             raise UserError(f"--seconds {new_s:g}: the new part needs a length above 0")
         new = max(1, round(new_s * rate))
     elif stop_s is None and (expected := pipeline.condition.length(value)) is not None:
@@ -85,6 +85,8 @@ def replace_span(
         new = stop - start
     else:
         raise UserError("the length of what follows the clip is not known: give --seconds")
+    if (whole_s := (start + new + count - stop) / rate) > max(seconds, count / rate):
+        tokenizer.spec_for(Extent(duration_s=whole_s))  # raises now, and not where it is too long to be kept
     # an end that is replaced by as much stays as long as it was, even where its last token is filled in part
     same_end = stop == count and new == stop - start
     blank_length = length - start * per_token if same_end else new * per_token
@@ -122,6 +124,9 @@ def in_paint(
     axes = tuple(media.shape[1:])
     if len(axes) < 2:
         raise UserError("--mask: this model's media are not pictures; edit a clip with --from and --to")
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise UserError(f"--mask: expected a tensor of bool, True where it is painted anew, not {kind}")
     if tuple(mask.shape) not in (axes, axes[-2:]):
         what = "the picture" if len(axes) == 2 else "the clip, with its frames first,"
         raise UserError(f"--mask: it has {tuple(mask.shape)} pixels (height, width), {what} {axes}")
@@ -165,17 +170,22 @@ def given_frames(
 ) -> Edit:
     """Complete a clip from its first frames, from its last ones, or from both: prediction, or what lies between.
 
-    first, last: (C, k, H, W) in [-1, 1], of the model's channels and size, at least one of the two. Raises UserError
-    where they do not fit, do not fill whole tokens or leave nothing to generate, and for a model of other media.
+    first, last: (C, k, H, W) in [-1, 1], of the model's channels and of the request's size, or the usual one, at least
+    one of the two. Raises UserError where they do not fit, do not fill whole tokens or leave nothing to generate, and
+    for a model of other media.
     """
     value = pipeline.condition.parse(request.condition)
-    tokenizer, spec = pipeline.tokenizer, clip_spec(pipeline)
+    tokenizer = pipeline.tokenizer
+    clip_spec(pipeline)  # raises for a model of other media
+    spec = tokenizer.spec_for(Extent(duration_s=request.duration_s, size=request.size))
     (count, rows, columns), (channels, frames, height, width) = spec.grid, spec.shape
     per_token = tokenizer.span[0]
     short = count * per_token - frames  # of the first token: the first latent of a VAE may stand for one frame
     parts = [(name, part) for name, part in (("first", first), ("last", last)) if part is not None]
     assert parts, "given_frames needs frames"
     for name, part in parts:
+        if not isinstance(part, Tensor) or not part.is_floating_point() or part.dim() != 4:
+            raise UserError(f"the {name} frames: expected a tensor (C, k, H, W) of floats in [-1, 1]")
         if (part.shape[0], *part.shape[2:]) != (channels, height, width):
             found = f"{part.shape[3]}×{part.shape[2]} pixels in {part.shape[0]} channels"
             raise UserError(
@@ -210,5 +220,7 @@ def _check_times(seconds: float, start_s: float | None, stop_s: float | None) ->
     for name, value in (("--from", start_s), ("--to", stop_s)):
         if value is not None and not 0 <= value <= seconds + 0.005:  # half a hundredth: as it is shown
             raise UserError(f"{name} {value:g}: the clip is {seconds:.2f} s long; give 0 to {seconds:.2f}")
-    if stop_s is not None and (start_s is None or start_s >= stop_s):
-        raise UserError(f"--from {start_s} --to {stop_s:g}: the edit has to end after it begins")
+    if stop_s is not None and start_s is None:
+        raise UserError(f"--to {stop_s:g}: the edit has to end after it begins; give --from too")
+    if stop_s is not None and start_s is not None and start_s >= stop_s:
+        raise UserError(f"--from {start_s:g} --to {stop_s:g}: the edit has to end after it begins")

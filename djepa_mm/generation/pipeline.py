@@ -26,6 +26,7 @@ from djepa_mm.recipe.schema import Recipe
 from djepa_mm.types import FOLDERS, ConditionKind, Extent, MediaSpec, Progress, Tokenizer
 from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_state, read_tensors
 
+MOST = 1_000_000  # of steps, guidance and temperature: beyond it, there are no numbers
 Jobs = list[Job]  # of one request: one, or the parts that are joined
 
 
@@ -52,8 +53,11 @@ class Pipeline:
         prefix = f"{TOKENIZER}."
         learned = {name.removeprefix(prefix): weights.pop(name) for name in list(weights) if name.startswith(prefix)}
         tokenizer, condition = recipe.tokenizer.build(), recipe.condition.build()
-        tokenizer.load_state(learned)
-        condition.load_state(state["condition"])
+        try:
+            tokenizer.load_state(learned)
+            condition.load_state(state["condition"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{checkpoint}: not of this recipe's kind, or damaged ({error!r}); train again") from None
         with torch.device("meta"):
             model = build_model(recipe, tokenizer, condition)
         load_weights(model.averaged, weights, str(checkpoint / "averaged.safetensors"), assign=True)
@@ -231,7 +235,10 @@ def with_sampling(
     guidance: float | None = None,
     temperature: float | None = None,
 ) -> Sampler:
-    """The sampler with those of the settings that are given."""
+    """The sampler with those of the settings that are given. Raises UserError where they are out of range."""
+    for name, value, least in (("steps", ar_steps, 1), ("guidance", guidance, 0), ("temperature", temperature, 0)):
+        if value is not None and not least <= value <= MOST:
+            raise UserError(f"--{name} {value}: give {least} to {MOST:,}")
     changes: dict[str, Any] = {"ar_steps": ar_steps, "guidance": guidance, "temperature": temperature}
     return replace(sampler, **{key: value for key, value in changes.items() if value is not None})
 

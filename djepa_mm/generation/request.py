@@ -10,17 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from djepa_mm.types import MediaSpec
+from djepa_mm.types import MediaSpec, UserError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One item to generate. The same request gives the same item, whatever else is generated beside it."""
+    """One item to generate. The same request gives the same item, whatever else is generated beside it.
+
+    Raises UserError for a seed below 0."""
 
     condition: Mapping[str, Any] = field(default_factory=dict)  # by the keys of the model's kind of condition
     duration_s: float | None = None
     size: tuple[int, int] | None = None  # height and width in pixels
     seed: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        if min(self.seed) < 0:
+            raise UserError(f"--seed {min(self.seed)}: expected 0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

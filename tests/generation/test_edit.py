@@ -113,7 +113,9 @@ def test_parts_are_joined_with_a_pause_and_without_a_step(speaker: Pipeline) -> 
         ({"start_s": 5.0}, "--from 5: the clip is 0.93 s long"),
         ({"start_s": -1.0}, "--from -1"),
         ({"start_s": 0.1, "stop_s": 0.2, "new_s": 0.0}, "above 0"),
-        ({"stop_s": 0.5}, "has to end after it begins"),
+        ({"stop_s": 0.5}, "has to end after it begins; give --from too"),
+        ({"new_s": 1e6}, r"out of range: give 0.05 to 30 s"),
+        ({"new_s": float("inf")}, "--seconds inf"),
     ],
 )
 def test_spans_that_do_not_fit(speaker: Pipeline, options: dict[str, float], message: str) -> None:
@@ -141,6 +143,9 @@ def test_masks_and_spans_that_make_no_sense(painter: Pipeline, speaker: Pipeline
         in_paint(painter, picture, Request(condition={"class": 3}), torch.zeros(8, 8, dtype=torch.bool))
     with pytest.raises(UserError, match="the picture"):
         in_paint(painter, picture, Request(condition={"class": 3}), torch.ones(9, 8, dtype=torch.bool))
+    for mask in (torch.ones(8, 8, dtype=torch.uint8), torch.ones(8, 8), torch.ones(8, 8).bool().numpy()):
+        with pytest.raises(UserError, match="--mask: expected a tensor of bool"):
+            in_paint(painter, picture, Request(condition={"class": 3}), mask)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="not pictures"):
         in_paint(speaker, clip(), Request(condition={"text": "one"}), torch.ones(8, 8, dtype=torch.bool))
     with pytest.raises(UserError, match="have no time"):
@@ -209,6 +214,11 @@ def test_frames_of_another_size_or_for_other_models(filmer: Pipeline, painter: P
         given_frames(filmer, Request(condition={"class": 3}), first=film(2)[..., :12])
     with pytest.raises(UserError, match="16×16 pixels in 1 channels, this model takes 16×16 in 3"):
         given_frames(filmer, Request(condition={"class": 3}), last=film(2)[:1])
+    with pytest.raises(UserError, match="every clip lasts"):  # what is asked for is not forgotten
+        given_frames(filmer, Request(condition={"class": 3}, duration_s=5.0), first=film(2))
+    for odd in (film(2)[:, 0], film(2).to(torch.uint8), "walk.mp4"):
+        with pytest.raises(UserError, match="the first frames: expected a tensor"):
+            given_frames(filmer, Request(condition={"class": 3}), first=odd)  # type: ignore[arg-type]
     for other, request in ((painter, Request(condition={"class": 3})), (speaker, Request(condition={"text": "one"}))):
         with pytest.raises(UserError, match="for models of clips"):
             given_frames(other, request, first=film(2))

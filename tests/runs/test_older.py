@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from djepa_mm.errors import UserError
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.training.djepa import train
@@ -35,3 +37,17 @@ def test_an_old_run_goes_on_as_that_version_went_on(tmp_path: Path) -> None:
     for key, tensor in expected.items():
         torch.testing.assert_close(found[key.replace("conditioner.", "embedder.")], tensor, **SAME)
     assert read_state(find_checkpoint(tmp_path / "run"))["cursor"] == {"epoch": 0, "batch": 5}
+
+
+def test_a_checkpoint_that_lacks_something_is_one_line(tmp_path: Path) -> None:
+    shutil.copytree(OLD, tmp_path / "run")
+    checkpoint = find_checkpoint(tmp_path / "run")
+    weights = load_file(checkpoint / "averaged.safetensors")
+    without = {name: tensor for name, tensor in weights.items() if not name.startswith("tokenizer.")}
+    save_file(without, checkpoint / "averaged.safetensors")
+    with pytest.raises(UserError, match=rf"^{checkpoint}: [^\n]*damaged[^\n]*$"):
+        Pipeline.load(tmp_path / "run")
+    save_file(weights, checkpoint / "averaged.safetensors")
+    (checkpoint / "state.json").write_text('{"format": 3}')
+    with pytest.raises(UserError, match=rf"^{checkpoint}: [^\n]*damaged[^\n]*$"):
+        Pipeline.load(tmp_path / "run")
