@@ -144,7 +144,11 @@ class TextCondition(ConditionKind[Text]):
         self.check_keys(request)
         if (text := request.get("text")) is None:
             raise UserError("this model needs a text: --text '…' or --prompts FILE")
-        rate = float(request.get("rate", 1.0))
+        if not isinstance(text, str):
+            raise UserError(f"--text {text!r}: expected words, not {type(text).__name__}")
+        rate = request.get("rate", 1.0)
+        if not isinstance(rate, int | float):
+            raise UserError(f"--rate {rate}: expected a number; 1 is as the corpus")
         if not (math.isfinite(rate) and SLOWEST <= rate <= FASTEST):
             raise UserError(f"--rate {rate:g} is out of range: give {SLOWEST:g} to {FASTEST:g}; 1 is as the corpus")
         if unknown := self.vocabulary.unknown(text):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from djepa_mm.conditions.pace import FINAL, Pace
-from djepa_mm.conditions.text import TextLayout, text_condition
+from djepa_mm.conditions.text import TextConfig, TextLayout, text_condition
 from djepa_mm.conditions.vocabulary import Vocabulary
 from djepa_mm.speech.espeak import PHONEMES
 from djepa_mm.types import UserError
@@ -105,3 +105,18 @@ def test_phonemes_are_looked_up_from_the_text_as_it_is_written() -> None:
     assert say[0].endswith("fˈɔːɹtiːn fˈɪftifˈaɪv.")
     assert say[1].endswith("jˌuːˈɛs")
     assert vocabulary.unknown("naïve Ж") == "Ж"
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"text": 7}, "--text 7: expected words, not int"),
+        ({"text": "one", "rate": "fast"}, "--rate fast: expected a number"),
+        ({"text": "one", "rate": None}, "--rate None: expected a number"),
+        ({"text": "one", "rate": 9}, "--rate 9 is out of range"),
+    ],
+)
+def test_requests_that_are_none_are_one_line(request_: dict[str, object], message: str) -> None:
+    condition = TextConfig(kind="text", characters="abcdefghijklmnopqrstuvwxyz ").build()
+    with pytest.raises(UserError, match=message):
+        condition.parse(request_)
