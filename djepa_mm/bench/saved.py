@@ -85,7 +85,14 @@ def save_all(row: Row, folder: Path, device: torch.device | str = "cpu") -> Iter
 
 
 def decode_files(files: Sequence[Path], folder: Path, device: torch.device | str = "cpu") -> Iterator[Path]:
-    """The way back: a media file for every file of tokens. Yields their paths."""
+    """The way back: a media file for every file of tokens. Yields their paths. Raises UserError where two would have
+    one name, before anything is written."""
+    stems = [path.stem for path in files]
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise UserError(
+            f"several files are named {twice[0]}, and the media of one would replace the other's: "
+            "take them to a folder each, with --out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for path in files:
         saved = load_tokens(path)

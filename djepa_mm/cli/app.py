@@ -62,6 +62,7 @@ def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2."""
     warnings.showwarning = _show
     try:
+        _check_none_empty(sys.argv[1:])
         app(args=[_expanded(word) for word in sys.argv[1:]])
     except UserError as error:
         sys.stderr.write(f"djepa-mm: {error}\n")
@@ -74,6 +75,16 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _check_none_empty(words: list[str]) -> None:
+    """An empty folder's name would be the current folder. Raises UserError."""
+    for before, word in zip(["djepa-mm", *words], words, strict=False):
+        option, equals, value = word.partition("=")
+        if not word or (equals and not value and option[:2] == "--"):
+            raise UserError(
+                f"{before if not word else option}: nothing comes after it; is a variable of the shell not set?"
+            )
 
 
 def _expanded(word: str) -> str:

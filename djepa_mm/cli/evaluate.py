@@ -23,6 +23,7 @@ from djepa_mm.cli.options import (
     read_prompts,
     run_of,
 )
+from djepa_mm.errors import UserError
 
 
 def evaluate(
@@ -64,9 +65,14 @@ def evaluate(
 
     from djepa_mm.door import load
     from djepa_mm.evaluate.report import report
+    from djepa_mm.runs.files import check_writable
 
     check_finite(guidance=guidance, temperature=temperature)
     texts = read_prompts(prompts) if prompts is not None else []
+    target = out or run_of(run) / "evaluation.json"
+    if target.is_dir():
+        raise UserError(f"--out {target}: that is a folder; name a file in it")
+    check_writable(target.parent)  # before minutes of work
     model = load(run, set_ or [], device=device)
     with progress_bar("evaluating") as progress:
         figures = model.evaluate(
@@ -82,7 +88,6 @@ def evaluate(
             command=shlex.join(["djepa-mm", *sys.argv[1:]]),
             progress=progress,
         )
-    target = out or run_of(run) / "evaluation.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     console().print(report(figures))

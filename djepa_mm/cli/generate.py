@@ -84,6 +84,7 @@ def generate(
     """Generate from a trained run: a file an item, a sheet and a page of all."""
     from djepa_mm.door import load
     from djepa_mm.generation.files import check_suffix, clear_generated, write_results
+    from djepa_mm.runs.files import check_writable
 
     check_finite(seconds=seconds, rate=rate, guidance=guidance, temperature=temperature)
     if text is not None and prompts is not None:
@@ -92,6 +93,7 @@ def generate(
     extra = {**({} if rate == 1 else {"rate": rate}), **({} if unknown is Unknown.error else {"unknown": "drop"})}
     conditions = asked(class_ or [], texts, condition or [], extra)
     model = load(run, set_ or [], device=device)
+    check_writable(out or run_of(run) / "generated")  # before minutes of work
     suffix = None if format_ is None else f".{format_.lower().lstrip('.')}"
     if suffix is not None:
         check_suffix(model.pipeline.tokenizer.media, suffix, f"--format {format_}")

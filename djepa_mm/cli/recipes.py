@@ -34,7 +34,11 @@ def show_recipe(
     if resolved or set_:
         typer.echo(dump_recipe(load_recipe(recipe, set_ or [])), nl=False)
     else:
-        typer.echo(find_recipe(recipe).read_text(encoding="utf-8"), nl=False)
+        path = find_recipe(recipe)
+        try:
+            typer.echo(path.read_text(encoding="utf-8"), nl=False)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: cannot be read: {error}") from None
 
 
 @app.command("copy")

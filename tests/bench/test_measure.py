@@ -296,3 +296,9 @@ def test_files_that_are_no_tokens_are_one_line(clips: list[Path], tmp_path: Path
         with pytest.raises(UserError, match=message) as error:
             load_tokens(tmp_path / f"{name}.safetensors")
         assert "\n" not in str(error.value)
+
+
+def test_tokens_of_one_name_do_not_replace_each_other(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="several files are named a"):
+        list(decode_files([tmp_path / "1" / "a.safetensors", tmp_path / "2" / "a.safetensors"], tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT
+from support import ROOT, inside
 
-from djepa_mm.cli.options import asked
+from djepa_mm.cli.options import asked, read_prompts
 from djepa_mm.errors import UserError
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.generation.request import Request
@@ -182,3 +182,51 @@ def test_weights_are_cast_for_sampling_alone_and_give_the_same(
 
 def test_json_of_the_schema_is_whole() -> None:
     assert "properties" in json.loads(command("recipes", "schema").stdout)
+
+
+def test_names_are_taken_as_they_are_written() -> None:
+    for name in ("007", "no", "1e3", "null", "seven"):
+        assert asked([], [], [f"class={name}"], {}) == [{"class": name}]
+    assert asked([], [], ["text='7'", "rate=1.5"], {}) == [{"text": "7", "rate": 1.5}]
+    assert asked([], [], ["pitch=440"], {}) == [{"pitch": 440}]
+
+
+def test_prompts_of_a_windows_editor(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbfone two\r\n\r\nthree\r\n")
+    assert read_prompts(tmp_path / "prompts.txt") == ["one two", "three"]
+
+
+def test_a_recipe_in_another_encoding_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"name: \xe9t\xe9\n")
+    result = inside("recipes", "show", str(tmp_path / "mine.yaml"))
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+    assert "mine.yaml: cannot be read" in result.stderr
+
+
+def test_what_cannot_be_written_is_told_before_the_work(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("it has begun")
+
+    monkeypatch.setattr("djepa_mm.door.Model.evaluate", work)
+    monkeypatch.setattr("djepa_mm.door.Model.generate", work)
+    (tmp_path / "file").write_text("")
+    for arguments in (
+        ("generate", str(run), "--out", str(tmp_path / "file")),
+        ("generate", str(run), "--out", str(tmp_path / "file" / "x")),
+        ("evaluate", str(run), "--out", str(tmp_path / "file" / "x.json")),
+        ("evaluate", str(run), "--out", str(tmp_path)),
+    ):
+        result = inside(*arguments)
+        assert (result.returncode, len(result.stderr.splitlines())) == (2, 1), result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("train", "digits", "--out", ""), ("train", "digits", "--out="), ("generate", "")]
+)
+def test_nothing_is_not_the_current_folder(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    result = inside(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.endswith(": nothing comes after it; is a variable of the shell not set?\n")
+    assert list(tmp_path.iterdir()) == []
