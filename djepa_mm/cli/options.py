@@ -124,7 +124,7 @@ def read_prompts(path: Path) -> list[str]:
     if len(path.parts) == 1 and not path.exists() and packaged.is_file():
         path = packaged
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompts {path}: cannot be read: {error}") from None
     texts = [line for line in lines if line]

@@ -187,7 +187,7 @@ def test_json_of_the_schema_is_whole() -> None:
 def test_names_are_taken_as_they_are_written() -> None:
     for name in ("007", "no", "1e3", "null", "seven"):
         assert asked([], [], [f"class={name}"], {}) == [{"class": name}]
-    assert asked([], [], ["text='7'", "rate=1.5"], {}) == [{"text": "7", "rate": 1.5}]
+    assert asked([], [], ["text='tis seven", "rate=1.5"], {}) == [{"text": "'tis seven", "rate": 1.5}]
     assert asked([], [], ["pitch=440"], {}) == [{"pitch": 440}]
 
 
