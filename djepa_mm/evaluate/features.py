@@ -189,7 +189,7 @@ def train_classifier(
     model.eval().requires_grad_(False)
     accuracy = model.accuracy((item.media for item in held_out), [item.entry.label for item in held_out])
     model.name = (
-        f"{EMBEDDED}: frame classifier trained on {len(frames)} clips for {steps} steps, "
+        f"{EMBEDDED}: frame classifier trained on {len(frames)} items for {steps} steps, "
         f"held-out frame accuracy {accuracy['frame_accuracy']:.1%}"
     )
     return model

@@ -100,7 +100,7 @@ def test_the_classifier_knows_its_classes_and_says_so(classifier: FrameClassifie
     ]
     assert accuracy["frame_accuracy"] == pytest.approx(sum(by_hand) / 60)
     shown = f"{accuracy['frame_accuracy']:.1%}"
-    expected = f"embedded: frame classifier trained on 300 clips for 200 steps, held-out frame accuracy {shown}"
+    expected = f"embedded: frame classifier trained on 300 items for 200 steps, held-out frame accuracy {shown}"
     assert classifier.name == expected
     wrong = classifier.accuracy(media(held_out), [str((int(item.entry.label or "") + 1) % 10) for item in held_out])
     assert wrong["frame_accuracy"] < 0.2
@@ -374,7 +374,7 @@ def test_a_run_of_clips(run: Path) -> None:
     )
     assert json.loads(json.dumps(figures)) == figures
     assert (figures["items"], figures["frames"], figures["seed"], figures["command"]) == (30, 8, 5, "here")
-    assert figures["extractor"].startswith("embedded: frame classifier trained on 90 clips for ")
+    assert figures["extractor"].startswith("embedded: frame classifier trained on 90 items for ")
     real, prediction = figures["real"], figures["prediction"]
     assert (real["training_items"], real["held_out_items"]) == (30, 30)
     assert real["frame_accuracy"] > 0.5
