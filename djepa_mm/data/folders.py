@@ -6,13 +6,14 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator
 
+from djepa_mm.data.compact import Packed
 from djepa_mm.types import SourceConfig, UserError
 
 JUNK = ("__MACOSX",)  # what macOS packs into archives
@@ -44,10 +45,12 @@ class FolderConfig(SourceConfig):
     def held_out_side(self) -> Self:
         return self.model_copy(update={"split": "held-out"})
 
-    def kept(self, files: list[Path]) -> list[Path]:
+    def kept(self, files: Packed[str]) -> Packed[str]:
         """Those of this side. Raises UserError where there are none."""
         wanted = self.split == "held-out"
-        kept = [file for file in files if is_held_out(moment_of(file, self.moment), self.held_out) == wanted]
+        if not self.held_out and not wanted:
+            return files
+        kept = Packed(file for file in files if is_held_out(moment_of(file, self.moment), self.held_out) == wanted)
         if not kept:
             raise UserError(
                 f"data.root: no file of {self.root!r} is on the side {self.split!r} of data.held_out "
@@ -55,7 +58,7 @@ class FolderConfig(SourceConfig):
             )
         return kept
 
-    def left_out(self, found: Found, kept: Sequence[Path]) -> dict[str, int]:
+    def left_out(self, found: Found, kept: Sequence[str]) -> dict[str, int]:
         """How much of a folder this side does not read, by the reason."""
         unseen = len(found.files) - len(kept)
         return found.left_out | ({f"on the other side of data.held_out {self.held_out:g}": unseen} if unseen else {})
@@ -67,18 +70,24 @@ def is_held_out(name: str, share: float) -> bool:
     return int(digest, 16) % SHARES < share * SHARES
 
 
-def moment_of(file: Path, pattern: str) -> str:
+def moment_of(file: str, pattern: str) -> str:
     """A file's folder, and the groups that the pattern finds in its name, else all that it finds, else its name."""
-    found = re.search(pattern, file.stem)
-    moment = file.stem if found is None else "/".join(group or "" for group in found.groups()) or found[0]
-    return f"{file.parent.as_posix()}/{moment}"
+    path = PurePosixPath(file)
+    found = re.search(pattern, path.stem)
+    moment = path.stem if found is None else "/".join(group or "" for group in found.groups()) or found[0]
+    return f"{path.parent}/{moment}"
+
+
+def class_of(file: str) -> str:
+    """Name of the class folder that a file lies in."""
+    return printable(file.partition("/")[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """What a folder holds."""
 
-    files: tuple[Path, ...]  # of the kinds looked for, relative to the folder, in order
+    files: Packed[str]  # of the kinds looked for, relative to the folder, in order, with slashes
     classes: tuple[str, ...]  # empty where the files lie straight in the folder
     left_out: dict[str, int]  # how many other files and folders there are, by the reason
 
@@ -94,25 +103,26 @@ def find_files(root: Path, suffixes: tuple[str, ...], known: tuple[str, ...] = (
 
     Links to folders are followed, but not round in a circle. Hidden files and folders are left out. known: names of
     files in `root` that are no items, and not to be counted."""
-    files: list[Path] = []
+    files: list[str] = []
     left_out: Counter[str] = Counter()
-    for path, reason in _walk(root, Path(), ()):
-        if reason is None and path.suffix.lower() not in suffixes:
-            if path.as_posix() in known:
+    for file, reason in _walk(str(root), "", ()):
+        suffix = os.path.splitext(file)[1].lower()
+        if reason is None and suffix not in suffixes:
+            if file in known:
                 continue
-            reason = f"files that end in {path.suffix.lower()}" if path.suffix else "files without a suffix"
+            reason = f"files that end in {suffix}" if suffix else "files without a suffix"
         if reason is None:
-            files.append(path)
+            files.append(file)
         else:
             left_out[reason] += 1
-    files.sort()
-    classes = tuple(sorted({file.parts[0] for file in files if len(file.parts) > 1}))
+    classes = sorted({file.partition("/")[0] for file in files if "/" in file})
     if classes:
-        inside = [file for file in files if len(file.parts) > 1]
+        inside = [file for file in files if "/" in file]
         if len(inside) < len(files):
             left_out["outside of the class folders"] = len(files) - len(inside)
         files = inside
-    return Found(files=tuple(files), classes=classes, left_out=dict(left_out))
+    files.sort(key=lambda file: file.split("/"))
+    return Found(files=Packed(files), classes=tuple(classes), left_out=dict(left_out))
 
 
 def printable(name: str) -> str:
@@ -120,12 +130,12 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _walk(root: Path, folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[Path, str | None]]:
+def _walk(root: str, folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str | None]]:
     """Files below `root`/`folder`, relative to `root`, each with the reason why it is left out, or None; likewise
-    folders that are not entered. above: identities of the folders on the way."""
+    folders that are not entered. folder: "" or ends in a slash. above: identities of the folders on the way."""
     try:
-        place = os.stat(root / folder)
-        entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
+        place = os.stat(os.path.join(root, folder))
+        entries = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name)
     except OSError as error:
         yield folder, f"folders that cannot be read ({error.strerror})"
         return
@@ -134,12 +144,19 @@ def _walk(root: Path, folder: Path, above: tuple[tuple[int, int], ...]) -> Itera
         yield folder, "links to a folder that they lie in"
         return
     for entry in entries:
-        path = folder / entry.name
+        file = folder + entry.name
         if entry.name.startswith(".") or entry.name in JUNK:
-            yield path, "hidden files and folders"
-        elif (root / path).is_dir():  # also through a link; False where that leads nowhere, or to itself
-            yield from _walk(root, path, (*above, identity))
-        elif (root / path).is_file() or entry.is_symlink():  # a link to nowhere is a broken item
-            yield path, None
+            yield file, "hidden files and folders"
+        elif _is(entry.is_dir):  # also through a link; False where that leads nowhere, or to itself
+            yield from _walk(root, f"{file}/", (*above, identity))
+        elif entry.is_symlink() or _is(entry.is_file):  # a link to nowhere is a broken item
+            yield file, None
         else:
-            yield path, "neither files nor folders"
+            yield file, "neither files nor folders"
+
+
+def _is(ask: Callable[[], bool]) -> bool:
+    try:
+        return ask()
+    except OSError:
+        return False

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from djepa_mm.data.folders import FolderConfig, Found, find_files, printable
+from djepa_mm.data.compact import Packed
+from djepa_mm.data.folders import FolderConfig, Found, class_of, find_files, printable
+from djepa_mm.data.headers import read_headers
 from djepa_mm.data.video.reader import AHEAD, Header, VideoReader, Wanted
 from djepa_mm.types import BrokenItem, Entry, Item, SourceConfig, UserError
 
@@ -58,17 +59,15 @@ class ClipsConfig(FolderConfig, VideoConfig):
     def build(self) -> Clips:
         root = Path(self.root).expanduser()
         found = find_videos(root, "data.root")
-        files = self.kept(list(found.files))
-        labels = [printable(file.parts[0]) if found.classes else None for file in files]
+        files = self.kept(found.files)
         classes = tuple(printable(name) for name in found.classes)
-        return Clips(self, root, files, labels, classes, self.left_out(found, files))
+        return Clips(self, root, files, classes, self.left_out(found, files))
 
     def build_held_out(self) -> Clips | None:
         return self.held_out_side().build() if self.held_out else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Window:
+class _Window(NamedTuple):
     """Frames of a file: one item."""
 
     file: int
@@ -83,35 +82,46 @@ class Clips:
         self,
         config: VideoConfig,
         root: Path,
-        files: list[Path],
-        labels: list[str | None],
+        files: Packed[str],
         classes: tuple[str, ...],
         left_out: dict[str, int] | None = None,
     ) -> None:
-        """files: relative to `root`, each with the name of its class, if it has one. left_out: how many others there
+        """files: relative to `root`, in folders of their classes where there are any. left_out: how many others there
         are, by the reason."""
         self.config, self.root, self.files, self.classes = config, root, files, classes
         self.left_out = left_out or {}
         self.draws = config.window == "random"
-        self.labels = labels
         self.reader = VideoReader(config.reader, config.decode_timeout_s)
-        self.headers: list[Header | None] = []
+        self.headers = read_headers(root, files, self._read_headers, kind=f"videos 1 {config.reader}")
         self.broken: dict[int, str] = {}  # why a file cannot be used, by its index in `files`
-        self.windows: list[_Window] = []
-        paths = [root / file for file in files]
-        for number, path in enumerate(paths):
-            header = None
+        self.windows: Packed[_Window] = Packed()
+        for number, row in enumerate(self.headers):
             try:
-                header = self.reader.header(path, paths[number + 1 : number + 1 + AHEAD])
-                firsts = self._firsts(header)
+                if isinstance(row, str):
+                    raise BrokenItem(row)
+                firsts = self._firsts(Header.of(row))
             except BrokenItem as error:
                 self.broken[number] = str(error)
                 firsts = [None]
-            self.headers.append(header)
             many = config.window == "all" and len(firsts) > 1
-            self.windows += [_Window(number, first, n if many else None) for n, first in enumerate(firsts)]
+            for n, first in enumerate(firsts):
+                self.windows.append(_Window(number, first, n if many else None))
         if len(self.broken) == len(files):
             raise UserError(f"data.root: no usable video in {str(root)!r}, such as {files[0]}: {self.broken[0]}")
+
+    def _read_headers(self, paths: Sequence[Path]) -> Iterator[tuple[Any, ...] | str]:
+        for number, path in enumerate(paths):
+            try:
+                yield self.reader.header(path, paths[number + 1 : number + 1 + AHEAD]).row()
+            except BrokenItem as error:
+                yield str(error)
+
+    def _header(self, file: int) -> Header:
+        """Raises BrokenItem."""
+        row = self.headers[file]
+        if isinstance(row, str) or file in self.broken:
+            raise BrokenItem(self.broken[file])
+        return Header.of(row)
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -119,15 +129,12 @@ class Clips:
     def entry(self, index: int) -> Entry:
         window = self.windows[index]
         file = self.files[window.file]
-        name = printable(file.as_posix()) + ("" if window.number is None else f" window {window.number}")
-        return Entry(name=name, path=self.root / file, label=self.labels[window.file])
+        name = printable(file) + ("" if window.number is None else f" window {window.number}")
+        return Entry(name=name, path=self.root / file, label=class_of(file) if self.classes else None)
 
     def shape(self, index: int) -> tuple[int, ...]:
         """(C, T, H, W)."""
-        file = self.windows[index].file
-        header = self.headers[file]
-        if header is None or file in self.broken:
-            raise BrokenItem(self.broken[file])
+        header = self._header(self.windows[index].file)
         return (self.config.channels, self._count(header), *self._size(header))
 
     def read(self, index: int) -> Item:
@@ -158,9 +165,10 @@ class Clips:
     def _wanted(self, index: int) -> Wanted | BrokenItem:
         """What to ask the reader for."""
         window = self.windows[index]
-        header = self.headers[window.file]
-        if header is None or window.file in self.broken:
-            return BrokenItem(self.broken[window.file])
+        try:
+            header = self._header(window.file)
+        except BrokenItem as error:
+            return error
         first = window.first
         if first is None:
             first = int(torch.randint(self._choices(header), ()))

@@ -6,6 +6,7 @@ import codecs
 import json
 import posixpath
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,9 +15,13 @@ from PIL import Image, ImageOps
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from djepa_mm.data.folders import FolderConfig, find_files, printable
+from djepa_mm.data.compact import Packed
+from djepa_mm.data.folders import FolderConfig, class_of, find_files, printable
+from djepa_mm.data.headers import in_threads, read_headers
 from djepa_mm.media.pictures import SUFFIXES, flat, readable, upright, upright_size
 from djepa_mm.types import BrokenItem, Entry, Item, UserError
+
+Size = tuple[int, int]  # height and width
 
 CAPTIONS = "captions.jsonl"  # rows with "file" (relative to the root) and "caption"
 
@@ -71,30 +76,35 @@ class ImageFolder:
             where = self.root.absolute()
             raise UserError(f"{field}: no pictures in {where}; it takes {', '.join(SUFFIXES)}{found.others}")
         self.classes = tuple(printable(name) for name in found.classes)
-        self.files = config.kept(list(found.files))
+        self.files = config.kept(found.files)
         self.left_out = config.left_out(found, self.files)
-        self.captions = self._captions({_key(printable(file.as_posix())) for file in found.files})
+        self.captions = self._captions(found.files)  # by index in `files`; None where the folder has none
+        self.sizes: Sequence[Size | str] | None = None  # (H, W) in the files, or why it is not known
+        if config.size is None:
+            self.sizes = read_headers(self.root, self.files, in_threads(_size_in), kind="pictures 1")
 
     def __len__(self) -> int:
         return len(self.files)
 
     def entry(self, index: int) -> Entry:
         file = self.files[index]
-        name = printable(file.as_posix())
-        label = printable(file.parts[0]) if self.classes else None
-        return Entry(name=name, path=self.root / file, label=label, text=self.captions.get(_key(name)))
+        label = class_of(file) if self.classes else None
+        text = None if self.captions is None else self.captions[index]
+        return Entry(name=printable(file), path=self.root / file, label=label, text=text)
 
     def shape(self, index: int) -> tuple[int, ...]:
         """(C, H, W)."""
-        if self.config.size is not None:
+        if self.sizes is None:
+            assert self.config.size is not None
             return (self.config.channels, *self.config.size)
-        with readable(self.root / self.files[index]) as image:
-            return (self.config.channels, *self._own_size(image))
+        size = self.sizes[index]
+        if isinstance(size, str):
+            raise BrokenItem(size)
+        return (self.config.channels, *self._own_size(*size))
 
-    def file_size(self, index: int) -> tuple[int, int]:
+    def file_size(self, index: int) -> Size:
         """(H, W) of the picture in the file. Raises BrokenItem."""
-        with readable(self.root / self.files[index]) as image:
-            return upright_size(image)
+        return _size_in(self.root / self.files[index])
 
     def read(self, index: int) -> Item:
         with readable(self.root / self.files[index]) as image:
@@ -102,26 +112,26 @@ class ImageFolder:
             if self.config.size is not None:
                 media = to_media(seen, self.config.size, self.config.channels)
             else:
-                height, width = size = self._own_size(image)
+                height, width = size = self._own_size(*upright_size(image))
                 left, top = (seen.width - width) // 2, (seen.height - height) // 2
                 media = to_media(seen.crop((left, top, left + width, top + height)), size, self.config.channels)
         if self.config.flip and torch.rand(()) < 0.5:
             media = media.flip(-1)
         return Item(entry=self.entry(index), media=media)
 
-    def _own_size(self, image: Image.Image) -> tuple[int, int]:
-        """Height and width, the greatest multiples within a picture's own, from its header. Raises BrokenItem."""
-        height, width = upright_size(image)
+    def _own_size(self, height: int, width: int) -> Size:
+        """Height and width, the greatest multiples within a picture's own. Raises BrokenItem."""
         rows, columns = self.config.multiple_of
         if height < rows or width < columns:
             raise BrokenItem(f"{width}×{height} pixels, less than data.multiple_of")
         return height - height % rows, width - width % columns
 
-    def _captions(self, names: set[str]) -> dict[str, str]:
-        """Captions by file; empty where there is no file of them. Lines that say nothing of a picture are counted."""
+    def _captions(self, files: Sequence[str]) -> Packed[str | None] | None:
+        """Lines of the file of captions that say nothing of one of these pictures are counted."""
         path = self.root / CAPTIONS
         if not path.is_file():
-            return {}
+            return None
+        names = {_key(printable(file)) for file in files}
         captions: dict[str, str] = {}
         for line in path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"):
             if not line.strip():
@@ -134,7 +144,13 @@ class ImageFolder:
             else:
                 reason = f"lines of {CAPTIONS}: {reason}"
                 self.left_out[reason] = self.left_out.get(reason, 0) + 1
-        return captions
+        return Packed(captions.get(_key(printable(file))) for file in self.files)
+
+
+def _size_in(path: Path) -> Size:
+    """Height and width of the picture in a file, upright. Raises BrokenItem."""
+    with readable(path) as image:
+        return upright_size(image)
 
 
 def _caption(line: bytes) -> tuple[str, str, str | None]:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
+from djepa_mm.data.compact import Packed
+from djepa_mm.data.folders import class_of
 from djepa_mm.data.sources.clips import Clips, VideoConfig
 from djepa_mm.types import UserError
 
@@ -29,11 +31,11 @@ class UCF101Config(VideoConfig):
         if not (root / VIDEOS).is_dir() or not (root / LISTS).is_dir():
             raise UserError(f"data.root: no {VIDEOS}/ and {LISTS}/ in {self.root!r}; unpack UCF101 and its lists there")
         classes = tuple(row[1] for row in _rows(root / LISTS / "classInd.txt", 2))
-        files = [Path(row[0]) for row in _rows(root / LISTS / f"{self.split}list0{self.fold}.txt", 1)]
+        files = Packed(row[0] for row in _rows(root / LISTS / f"{self.split}list0{self.fold}.txt", 1))
         for file in files:
-            if file.parts[0] not in classes:
+            if class_of(file) not in classes:
                 raise UserError(f"data.root: {LISTS} names {file}, whose class is not in classInd.txt")
-        return Clips(self, root / VIDEOS, files, [file.parts[0] for file in files], classes)
+        return Clips(self, root / VIDEOS, files, classes)
 
     def build_held_out(self) -> Clips | None:
         """The test side of the same split."""

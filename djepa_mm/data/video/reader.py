@@ -11,11 +11,12 @@ import sys
 import tempfile
 import threading
 import weakref
+from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -48,6 +49,19 @@ class Header:
     base: float  # seconds
     keys: Numbers  # numbers of the frames where decoding may begin, rising
     plain: bool  # decord counts its frames in the same way, as far as can be seen; False where it is not to read them
+
+    def row(self) -> tuple[Any, ...]:
+        """What JSON can keep; numbers that are evenly spaced as first, end and step."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return tuple(
+            {"range": [v.start, v.stop, v.step]} if isinstance(v, range) else list(v) if isinstance(v, array) else v
+            for v in values
+        )
+
+    @classmethod
+    def of(cls, row: Sequence[Any]) -> Header:
+        values: list[Any] = [range(*v["range"]) if isinstance(v, dict) else v for v in row]
+        return cls(*values)
 
     @property
     def duration_s(self) -> float:

@@ -1,0 +1,76 @@
+"""Many values in little memory and as few objects: what processes that read are handed stays shared between them, where
+counting references to an object for every file would copy it to each."""
+
+from __future__ import annotations
+
+import pickle
+from array import array
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from typing import Generic, TypeVar, overload
+
+V = TypeVar("V")
+
+NONE = -1
+
+
+class Packed(Sequence[V]):
+    """Values of plain types as one block of bytes; each is made anew when it is asked for."""
+
+    def __init__(self, values: Iterable[V] = ()) -> None:
+        self.block, self.ends = bytearray(), array("q")
+        for value in values:
+            self.append(value)
+
+    def append(self, value: V) -> None:
+        self.block += pickle.dumps(value, protocol=5)
+        self.ends.append(len(self.block))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> V: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[V]: ...
+    def __getitem__(self, index: int | slice) -> V | list[V]:
+        if isinstance(index, slice):
+            return [self[n] for n in range(len(self))[index]]
+        number = range(len(self))[index]
+        value: V = pickle.loads(memoryview(self.block)[self.ends[number - 1] if number else 0 : self.ends[number]])
+        return value
+
+
+class Alike(MutableMapping[int, V], Generic[V]):
+    """Values by index, from 0 to `size` or fewer of them, most of which are one of a few."""
+
+    def __init__(self, size: int) -> None:
+        self.codes = array("q", [NONE]) * size  # which of `kept` each is
+        self.kept: list[V] = []
+        self._known: dict[V, int] = {}
+        self._count = 0
+
+    def __setitem__(self, index: int, value: V) -> None:
+        try:
+            code = self._known.setdefault(value, len(self.kept))
+        except TypeError:  # not hashable
+            code = len(self.kept)
+        if code == len(self.kept):
+            self.kept.append(value)
+        self._count += self.codes[index] == NONE
+        self.codes[index] = code
+
+    def __getitem__(self, index: int) -> V:
+        if not 0 <= index < len(self.codes) or (code := self.codes[index]) == NONE:
+            raise KeyError(index)
+        return self.kept[code]
+
+    def __delitem__(self, index: int) -> None:
+        self[index]  # raises KeyError
+        self.codes[index] = NONE
+        self._count -= 1
+
+    def __iter__(self) -> Iterator[int]:
+        return (index for index, code in enumerate(self.codes) if code != NONE)
+
+    def __len__(self) -> int:
+        return self._count
