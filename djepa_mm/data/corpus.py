@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from djepa_mm.core.types import TokenBatch
+from djepa_mm.data.compact import Alike
 from djepa_mm.recipe.schema import BatchConfig
 from djepa_mm.types import (
     BrokenItem,
@@ -67,12 +68,15 @@ class Corpus:
         self.source, self.tokenizer, self.condition = source, tokenizer, condition
         self.config, self.seed, self.device = config, seed, torch.device(device)
         self.broken: dict[str, str] = {}
-        self.specs: dict[int, MediaSpec] = {}  # by index, as the headers say; broken items are not in it
-        self.values: dict[int, Any] = {}  # of the condition, likewise
+        self.specs: Alike[MediaSpec] = Alike(len(source))  # as the headers say; broken items are not in it
+        self.values: Alike[Any] = Alike(len(source))  # of the condition, likewise
         self._cache: dict[int, Encoded] = {}
+        of_shape: dict[tuple[int, ...], MediaSpec] = {}
         for index in range(len(source)):
             try:
-                value, spec = condition.read(source.entry(index)), tokenizer.spec_of(source.shape(index))
+                value, shape = condition.read(source.entry(index)), source.shape(index)
+                if (spec := of_shape.get(shape)) is None:
+                    spec = of_shape.setdefault(shape, tokenizer.spec_of(shape))
             except (BrokenItem, UserError) as error:  # UserError: of a size that the tokenizer cannot take
                 self._report(index, str(error))
             else:

@@ -33,39 +33,40 @@ def read_headers(root: Path, files: Sequence[str], read: ReadAll[Row], *, kind: 
     index = corpus_folder("headers", f"{kind} {root.absolute()}").with_suffix(".jsonl")
     known = _load(index)
     found: Packed[Row | str] = Packed()
-    rows: list[str] = []
+    stamps: list[list[int] | None] = []
     fresh = 0
     for start in range(0, len(files), AT_ONCE):
         names = files[start : start + AT_ONCE]
-        stamps = [_stamp(root / name) for name in names]
+        now = [_stamp(f"{root}/{name}") for name in names]
         held = [known.get(name) for name in names]
-        missing = [n for n, one in enumerate(held) if one is None or one[0] != stamps[n]]
+        missing = [n for n, one in enumerate(held) if one is None or one[0] != now[n]]
+        stamps += now
         fresh += len(missing)
         read_now = dict(zip(missing, read([root / names[n] for n in missing]), strict=True))
-        for n, name in enumerate(names):
-            row: Any = read_now[n] if n in read_now else tuple(held[n][1])  # type: ignore[index]  # held, if not missing
-            found.append(row)
-            if not isinstance(row, str) and stamps[n] is not None:
-                rows.append(json.dumps([name, stamps[n], row]))
+        for n, one in enumerate(held):
+            found.append(read_now[n] if n in read_now else tuple(one[1]))  # type: ignore[arg-type,index]  # held
     if fresh:
         try:
-            _save(index, rows)
+            _save(index, zip(files, stamps, found, strict=True))
         except OSError as error:
             warnings.warn(f"{index}: headers are read anew at each start ({error.strerror})", Notice, stacklevel=2)
     return found
 
 
-def _save(index: Path, rows: Sequence[str]) -> None:
+def _save(index: Path, rows: Iterable[tuple[str, list[int] | None, Row | str]]) -> None:
     index.parent.mkdir(parents=True, exist_ok=True)
     partial = index.with_suffix(f".{os.getpid()}")
     try:
-        partial.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(
+                f"{json.dumps(row)}\n" for row in rows if row[1] is not None and not isinstance(row[2], str)
+            )
         partial.replace(index)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _stamp(path: Path) -> list[int] | None:
+def _stamp(path: str) -> list[int] | None:
     try:
         status = os.stat(path)
     except OSError:
