@@ -336,6 +336,20 @@ class Witness(djepa_mm.Callback):
         self.checkpoints.append((folder, (folder / "averaged.safetensors").is_file()))
 
 
+def test_a_callback_that_fails_loses_nothing(tmp_path: Path) -> None:
+    class Failing(djepa_mm.Callback):
+        def on_step(self, step: int, progress: float) -> None:
+            if step == 3:
+                raise KeyError("a mistake of one's own")
+
+    with pytest.raises(KeyError, match="one's own"):
+        djepa_mm.train(
+            djepa_mm.load_recipe("digits", SMALL), tmp_path, device="cpu", callbacks=[Failing()], progress=False
+        )
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+    assert djepa_mm.train(djepa_mm.load_recipe("digits", SMALL), tmp_path, resume=True, progress=False).step == 6
+
+
 def test_callbacks_are_told_what_happens(tmp_path: Path) -> None:
     recipe = djepa_mm.load_recipe("digits", {**SMALL, "run.sample_every": 4, "run.save_every": 4})
     witness, out = Witness(), tmp_path / "run"

@@ -100,8 +100,7 @@ class Trainer:
                     raise
                 state.seconds = time.monotonic() - began
                 advance(self.progress)
-                for callback in self.callbacks:
-                    callback.on_step(state.step, self.progress)
+                self._tell("on_step", state.step, self.progress)
                 if state.step % settings.log_every == 0 or self.done:
                     per_second = len(window) / (time.monotonic() - window_began)
                     advance(self.progress, self._log(board, window, per_second))
@@ -125,6 +124,15 @@ class Trainer:
                 f"{reason}; all are named in {self.out / 'report.json'}"
             )
         return Outcome(run=self.out, step=state.step, finished=finished)
+
+    def _tell(self, event: str, *what: Any) -> None:
+        """Call what waits for it; where that fails, what was learned is kept all the same."""
+        try:
+            for callback in self.callbacks:
+                getattr(callback, event)(*what)
+        except Exception:
+            self.save()
+            raise
 
     @property
     def progress(self) -> float:
@@ -175,8 +183,7 @@ class Trainer:
         for key, value in row.items():
             if key != "step":
                 board.add_scalar(key, value, self.state.step)
-        for callback in self.callbacks:
-            callback.on_log(row)
+        self._tell("on_log", row)
         losses = "  ".join(f"{name} {value:.4f}" for name, value in means.items() if name != "gradient_norm" and value)
         return f"step {self.state.step}/{self.task.optim.steps}  {losses}  {per_second:.2f} steps/s"
 
@@ -184,8 +191,7 @@ class Trainer:
         """What the averaged weights give now, in the folder `samples`; it draws nothing from the run's random state."""
         with torch.random.fork_rng(devices=[]):
             files = self.task.write_samples(self.out / "samples", f"step-{self.state.step:08d}")
-        for callback in self.callbacks:
-            callback.on_samples(files)
+        self._tell("on_samples", files)
 
     def save(self) -> Path:
         """Write a checkpoint now -> its folder."""

@@ -47,6 +47,12 @@ class ImageFolderConfig(FolderConfig):
     def _check_sides(self) -> ImageFolderConfig:
         if self.held_out and self.held_out_root is not None:
             raise ValueError("data.held_out and data.held_out_root: give one of the two")
+        if self.held_out_root is not None:
+            seen, unseen = (Path(folder).expanduser().resolve() for folder in (self.root, self.held_out_root))
+            if seen == unseen or seen in unseen.parents:
+                raise ValueError(
+                    "data.held_out_root lies in data.root, so training would see it: choose another folder"
+                )
         return self
 
     def build(self) -> ImageFolder:

@@ -223,6 +223,9 @@ def test_another_folder_may_be_held_out(pictures: Path, tmp_path_factory: pytest
     assert len(config.build()) == 4
     with pytest.raises(ValueError, match="one of the two"):
         ImageFolderConfig(**options, held_out=0.1)  # type: ignore[arg-type]
+    for inside in (pictures, pictures / "cat"):
+        with pytest.raises(ValueError, match=r"held_out_root lies in data\.root"):
+            ImageFolderConfig(**(options | {"held_out_root": str(inside)}))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"^data\.held_out_root: no folder at /"):
         config.model_copy(update={"held_out_root": "nowhere"}).build_held_out()
 
