@@ -5,7 +5,7 @@
 A model of width 384, 6 + 6 blocks and a head of 3 × 512 on 64 tokens of 16 channels; T = 16, 25 steps of the head,
 guidance 3, a batch of 16. The two ways in turn, --repeats times each after one to warm up: medians, their ratio, and
 whether they give the same to the bit. On a processor without bf16 both are very slow, and the package takes fp32 there,
-which is the third row.
+which is the third row; the two are run there with --slow alone, best of --batch 1.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from djepa_mm.core.heads.flow import FlowHead
 from djepa_mm.precision import cast_linears, fast_bf16
 from djepa_mm.types import MediaSpec
 
-SIDE, BATCH = 8, 16
+SIDE = 8
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--slow", action="store_true", help="bf16 also where the processor is slow at it")
     args = parser.parse_args()
     torch.manual_seed(0)
     model = DJEPA(
@@ -45,15 +47,15 @@ def main() -> None:
     for parameter in model.averaged.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     sampler = Sampler(ar_steps=16, guidance=3.0)
-    positions = MediaSpec(grid=(1, SIDE, SIDE), shape=(16, SIDE, SIDE)).positions().expand(BATCH, -1, -1)
+    positions = MediaSpec(grid=(1, SIDE, SIDE), shape=(16, SIDE, SIDE)).positions().expand(args.batch, -1, -1)
 
     def sample() -> Tensor:
         return sampler(
             model,
             positions=positions,
-            valid=torch.ones(BATCH, SIDE**2, dtype=torch.bool),
-            condition=class_condition([n % 10 for n in range(BATCH)]),
-            generators=[torch.Generator().manual_seed(n) for n in range(BATCH)],
+            valid=torch.ones(args.batch, SIDE**2, dtype=torch.bool),
+            condition=class_condition([n % 10 for n in range(args.batch)]),
+            generators=[torch.Generator().manual_seed(n) for n in range(args.batch)],
         )
 
     def in_bf16(once: bool) -> Tensor:
@@ -63,7 +65,7 @@ def main() -> None:
 
     ways: dict[str, Callable[[], Tensor]] = {"bf16, cast each time": lambda: in_bf16(False)}
     ways |= {"bf16, cast once": lambda: in_bf16(True), "fp32": sample}
-    if not fast_bf16(torch.device("cpu")):
+    if not fast_bf16(torch.device("cpu")) and not args.slow:
         ways = {"fp32": sample}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     results: dict[str, Tensor] = {}
