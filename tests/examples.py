@@ -30,7 +30,7 @@ ELSEWHERE = (  # what CI and the developer run, before or beside the tests
     ". .venv/bin/activate",
     'pip install -e ".[demo]" -c constraints.txt',
     'pip install -e ".[dev]" -c constraints.txt',
-    *("pytest", "pre-commit install", "ruff check .", "ruff format .", "mypy"),
+    *("pytest", "pytest -n 2", "pre-commit install", "ruff check .", "ruff format .", "mypy"),
 )
 
 

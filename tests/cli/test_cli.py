@@ -142,7 +142,7 @@ def test_generate_writes_pictures_and_a_sheet(digits_run: Path, tmp_path: Path) 
     arguments = ["generate", str(digits_run), "--class", "7", "--class", "2", "--count", "2", "--seed", "3"]
     first, second = tmp_path / "first", tmp_path / "second"
     for out in (first, second):
-        assert command(*arguments, "--out", str(out), "--guidance", "1.5", "--steps", "2").returncode == 0
+        assert inside(*arguments, "--out", str(out), "--guidance", "1.5", "--steps", "2").returncode == 0
     names = ["0000-7.png", "0001-7.png", "0002-2.png", "0003-2.png", "index.html", "sheet.png"]
     assert sorted(p.name for p in first.iterdir()) == names
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
@@ -371,22 +371,22 @@ def _written(path: Path, content: bytes) -> Path:
 
 
 def test_recipe_verbs(tmp_path: Path) -> None:
-    assert "name: digits" in command("recipes", "show", "digits").stdout
-    assert "lr: 0.5" in command("recipes", "show", "digits", "--set", "optim.lr=0.5").stdout
-    assert command("recipes", "copy", "digits", str(tmp_path / "mine.yaml")).returncode == 0
+    assert "name: digits" in inside("recipes", "show", "digits").stdout
+    assert "lr: 0.5" in inside("recipes", "show", "digits", "--set", "optim.lr=0.5").stdout
+    assert inside("recipes", "copy", "digits", str(tmp_path / "mine.yaml")).returncode == 0
     assert "is there already" in mistake("recipes", "copy", "digits", str(tmp_path / "mine.yaml"))
-    assert "valid" in command("recipes", "validate", str(tmp_path / "mine.yaml")).stdout
-    assert "properties" in json.loads(command("recipes", "schema").stdout)
+    assert "valid" in inside("recipes", "validate", str(tmp_path / "mine.yaml")).stdout
+    assert "properties" in json.loads(inside("recipes", "schema").stdout)
 
 
 def test_info_counts_the_papers_parameters() -> None:
-    shown = command("info", "imagenet256-b").stdout
+    shown = inside("info", "imagenet256-b").stdout
     for figure in ("85,056,000", "35,749,920", "212.4 M", "256 (1 × 16 × 16)"):
         assert figure in shown
 
 
 def test_doctor() -> None:
-    result = command("doctor")
+    result = inside("doctor")
     assert result.returncode == 0
     assert "torch" in result.stdout
 
@@ -400,12 +400,12 @@ def test_data_check_names_broken_files(tmp_path: Path) -> None:
         soundfile.write(tmp_path / "wavs" / f"{name}.wav", np.zeros(22050), 22050)
     (tmp_path / "wavs" / "b.wav").write_text("not sound")
     (tmp_path / "metadata.csv").write_text("a|one|one\nb|two|two\nc|three|three\n")
-    result = command("data", "check", "ljspeech", "--set", f"data.root={tmp_path}")
+    result = inside("data", "check", "ljspeech", "--set", f"data.root={tmp_path}")
     assert result.returncode == 1
     assert "not readable" in result.stdout
     (tmp_path / "wavs" / "b.wav").unlink()
     soundfile.write(tmp_path / "wavs" / "b.wav", np.zeros(22050), 22050)
-    assert command("data", "check", "ljspeech", "--set", f"data.root={tmp_path}").returncode == 0
+    assert inside("data", "check", "ljspeech", "--set", f"data.root={tmp_path}").returncode == 0
 
 
 def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, digits_run: Path) -> None:

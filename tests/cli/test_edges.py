@@ -35,7 +35,7 @@ def command(*arguments: str, cwd: Path | None = None, **variables: str) -> subpr
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("edges") / "run"
     options = [word for override in SMALL for word in ("--set", override)]
-    result = command("train", "digits", "--out", str(out), *options)
+    result = inside("train", "digits", "--out", str(out), *options)
     assert result.returncode == 0, result.stderr
     return out
 
@@ -51,10 +51,10 @@ def test_version_and_completion() -> None:
 def test_generating_from_a_checkpoint_writes_beside_the_run_and_leaves_nothing_stale(run: Path) -> None:
     (checkpoint,) = (run / "checkpoints").iterdir()
     before = sorted(path.name for path in checkpoint.iterdir())
-    assert command("generate", str(checkpoint), "--class", "7", "--count", "3").returncode == 0
+    assert inside("generate", str(checkpoint), "--class", "7", "--count", "3").returncode == 0
     assert sorted(path.name for path in checkpoint.iterdir()) == before
     (run / "generated" / "mine.txt").write_text("kept")
-    assert command("generate", str(run), "--class", "2").returncode == 0
+    assert inside("generate", str(run), "--class", "2").returncode == 0
     found = sorted(path.name for path in (run / "generated").iterdir())
     assert found == ["0000-2.png", "index.html", "mine.txt", "sheet.png"]
 
@@ -81,7 +81,7 @@ def test_a_place_that_cannot_be_written_is_one_line(run: Path, tmp_path: Path) -
         ("train", "digits", "--out", str(tmp_path / "file")),
         ("recipes", "copy", "digits", str(tmp_path / "file" / "x.yaml")),
     ):
-        result = command(*arguments)
+        result = inside(*arguments)
         assert result.returncode == 2, result.stderr
         lines = [line for line in result.stderr.splitlines() if line.strip()]
         assert len(lines) == 1, result.stderr
@@ -181,7 +181,7 @@ def test_weights_are_cast_for_sampling_alone_and_give_the_same(
 
 
 def test_json_of_the_schema_is_whole() -> None:
-    assert "properties" in json.loads(command("recipes", "schema").stdout)
+    assert "properties" in json.loads(inside("recipes", "schema").stdout)
 
 
 def test_names_are_taken_as_they_are_written() -> None:

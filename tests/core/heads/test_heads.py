@@ -284,7 +284,7 @@ TRAINED: dict[str, tuple[type, dict[str, str]]] = {
 }
 
 
-def fitted(kind: type, options: dict[str, str], steps: int = 700):
+def fitted(kind: type, options: dict[str, str], steps: int = 500):
     torch.manual_seed(0)
     head = kind(token_dim=2, feature_width=2, width=64, blocks=2, **options)
     optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=0.0)
