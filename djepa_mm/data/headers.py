@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,26 +29,30 @@ ReadAll = Callable[[Sequence[Path]], Iterable[Row | str]]
 def read_headers(root: Path, files: Sequence[str], read: ReadAll[Row], *, kind: str) -> Packed[Row | str]:
     """Of every file, relative to `root`, the row that `read` gives, or the reason why there is none.
 
-    read: reads many, in their order. kind: names what is read and in which version; other readings of the same files
-    have an index of their own."""
+    Rows of other files stay in the index while those stay the same: training reads one side of a folder, evaluation
+    the other. read: reads many, in their order. kind: names what is read and in which version; other readings of the
+    same files have an index of their own."""
     index = corpus_folder("headers", f"{kind} {root.absolute()}").with_suffix(".jsonl")
     known = _load(index)
     found: Packed[Row | str] = Packed()
     stamps: list[list[int] | None] = []
-    fresh = 0
+    fresh = False
     for start in range(0, len(files), AT_ONCE):
         names = files[start : start + AT_ONCE]
         now = [_stamp(f"{root}/{name}") for name in names]
         held = [known.get(name) for name in names]
         missing = [n for n, one in enumerate(held) if one is None or one[0] != now[n]]
         stamps += now
-        fresh += len(missing)
         read_now = dict(zip(missing, read([root / names[n] for n in missing]), strict=True))
+        fresh = fresh or any(not isinstance(row, str) for row in read_now.values())
         for n, one in enumerate(held):
             found.append(read_now[n] if n in read_now else tuple(one[1]))  # type: ignore[arg-type,index]  # held
     if fresh:
+        for name in files:
+            known.pop(name, None)
+        others = ((name, *one) for name, one in known.items() if _stamp(f"{root}/{name}") == one[0])
         try:
-            _save(index, zip(files, stamps, found, strict=True))
+            _save(index, chain(zip(files, stamps, found, strict=True), others))
         except OSError as error:
             warnings.warn(f"{index}: headers are read anew at each start ({error.strerror})", Notice, stacklevel=2)
     return found

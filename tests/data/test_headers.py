@@ -69,6 +69,24 @@ def test_the_second_start_reads_what_has_changed_alone(
     assert other.read == files
 
 
+def test_two_sides_of_a_folder_share_an_index(files: list[str], tmp_path: Path) -> None:
+    root = tmp_path / "files"
+    for side in (files[::2], files[1::2]):
+        read_headers(root, side, Reading(), kind="sizes")
+    for side in (files[::2], files[1::2]):
+        again = Reading()
+        read_headers(root, side, again, kind="sizes")
+        assert again.read == [name for name in side if name == "3.txt"]  # the broken one
+
+
+def test_what_is_broken_alone_writes_no_index_anew(files: list[str], tmp_path: Path) -> None:
+    read_headers(tmp_path / "files", files, Reading(), kind="sizes")
+    (index,) = (tmp_path / "cache").rglob("*.jsonl")
+    before = index.stat().st_ino
+    read_headers(tmp_path / "files", files, Reading(), kind="sizes")
+    assert index.stat().st_ino == before
+
+
 def test_an_index_that_is_torn_or_cannot_be_written_is_read_past(files: list[str], tmp_path: Path) -> None:
     root = tmp_path / "files"
     read_headers(root, files, Reading(), kind="sizes")
