@@ -6,7 +6,7 @@ What a checkpoint's folder holds is told in `djepa_mm.runs.checkpoint`, which wr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -137,6 +137,33 @@ class VAEConfig(Config):
     """Encode and decode in overlapping tiles, to save memory."""
     allow_pickle: bool = False
     """Also load weights from pickle files; these can run code, so only from people you trust."""
+
+
+class VAETokens:
+    """What tokenizers on a pretrained VAE share: of its latents' distribution, tokens are the mean, or drawn from it
+    in training. Nothing is learned of a corpus, for scale and shift belong to the VAE."""
+
+    config: VAEConfig
+
+    def posterior(self, media: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, *shape) -> mean and deviation of the tokens, (B, N, C) each."""
+        raise NotImplementedError
+
+    @property
+    def draws(self) -> bool:
+        return self.config.sample
+
+    def encode(self, media: Tensor) -> Tensor:
+        return self.posterior(media)[0]
+
+    def fit(self, media: Iterable[Tensor]) -> None:
+        """Nothing to learn."""
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing was learned."""
 
 
 class PretrainedVAE:

@@ -17,7 +17,7 @@ from torch import Tensor
 from djepa_mm.media.pictures import Pictures
 from djepa_mm.moments import UnitVariance
 from djepa_mm.types import USUAL, Config, Extent, Media, MediaSpec, UserError
-from djepa_mm.weights import PretrainedVAE, VAEConfig
+from djepa_mm.weights import PretrainedVAE, VAEConfig, VAETokens
 
 Size = Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]  # a YAML list is a tuple here
 
@@ -160,8 +160,10 @@ class Patches(_Pictures):
         self.unit.load_state(state)
 
 
-class KLVAE(_Pictures):
+class KLVAE(VAETokens, _Pictures):
     """Latents of a KL autoencoder. Its weights are loaded at the first encode or decode, on the media's device."""
+
+    config: KLVAEConfig
 
     def __init__(self, config: KLVAEConfig) -> None:
         self.config = config
@@ -192,13 +194,6 @@ class KLVAE(_Pictures):
         said = self.config.channels, self.config.stride
         return self.pretrained.load(found=self._found, said=said, tile=self.config.tile)
 
-    def encode(self, media: Tensor) -> Tensor:
-        return self.posterior(media)[0]
-
-    @property
-    def draws(self) -> bool:
-        return self.config.sample
-
     @torch.no_grad()
     def posterior(self, media: Tensor) -> tuple[Tensor, Tensor]:
         latents = self.vae.to(media.device).encode(media).latent_dist
@@ -208,12 +203,3 @@ class KLVAE(_Pictures):
     def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
         latents = self._to_volume(tokens.float(), spec)
         return self.vae.to(tokens.device).decode(latents / self.scale + self.shift).sample.clamp(-1, 1)
-
-    def fit(self, media: Iterable[Tensor]) -> None:
-        """Nothing to learn: scale and shift belong to the VAE."""
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing was learned."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from djepa_mm.media.clips import Clips
 from djepa_mm.moments import UnitVariance
 from djepa_mm.types import USUAL, Config, Extent, Media, MediaSpec, UserError
-from djepa_mm.weights import PretrainedVAE, VAEConfig
+from djepa_mm.weights import PretrainedVAE, VAEConfig, VAETokens
 
 FRAMES_AT_ONCE = 16  # that a VAE of pictures takes
 CLASSES = ("AutoencoderKL", "AutoencoderKLLTXVideo", "AutoencoderKLCogVideoX", "AutoencoderKLWan")
@@ -248,8 +248,10 @@ class _Fits:
             )
 
 
-class ClipVAE(_Clips):
+class ClipVAE(VAETokens, _Clips):
     """Latents of a VAE. Its weights are loaded at the first encode or decode, on the media's device."""
+
+    config: ClipVAEConfig
 
     def __init__(self, config: ClipVAEConfig) -> None:
         self.config = config
@@ -315,13 +317,6 @@ class ClipVAE(_Clips):
             moments.append(tensor.cpu().expand(channels).reshape(1, -1, 1, 1, 1))
         return moments[0], moments[1]
 
-    def encode(self, media: Tensor) -> Tensor:
-        return self.posterior(media)[0]
-
-    @property
-    def draws(self) -> bool:
-        return self.config.sample
-
     @torch.no_grad()
     def posterior(self, media: Tensor) -> tuple[Tensor, Tensor]:
         vae = self.vae.to(media.device)
@@ -354,15 +349,6 @@ class ClipVAE(_Clips):
                 time = tokens.new_zeros(len(tokens)).float() if vae.config.timestep_conditioning else None
                 return vae.decode(latents, time).sample.clamp(-1, 1)
         return vae.decode(latents).sample.clamp(-1, 1)
-
-    def fit(self, media: Iterable[Tensor]) -> None:
-        """Nothing to learn: mean and deviation belong to the VAE."""
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing was learned."""
 
 
 def _moments(vae: Any, media: Tensor) -> tuple[Tensor, Tensor]:
