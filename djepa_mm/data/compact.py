@@ -36,6 +36,7 @@ class Packed(Sequence[V]):
         if isinstance(index, slice):
             return [self[n] for n in range(len(self))[index]]
         number = range(len(self))[index]
+        # nothing but what `append` wrote in this run, which never lies in a file
         value: V = pickle.loads(memoryview(self.block)[self.ends[number - 1] if number else 0 : self.ends[number]])
         return value
 

@@ -197,8 +197,7 @@ class Corpus:
             self._check_share()
         if not whole:
             return None
-        seeds = [self._seed(epoch, row.index, TOKENS) for row in whole]
-        encoded = self._encoded([row.content for row in whole if not isinstance(row.content, str)], seeds)
+        encoded = self._encoded(whole, epoch)
         counts = [len(one.tokens) for one in encoded]
         return TokenBatch(
             tokens=pad_sequence([one.tokens for one in encoded], batch_first=True),
@@ -207,8 +206,9 @@ class Corpus:
             condition=self.condition.encode([self.values[row.index] for row in whole], counts),
         )
 
-    def _encoded(self, contents: Sequence[Encoded | Tensor], seeds: Sequence[int]) -> list[Encoded]:
+    def _encoded(self, rows: Sequence[_Row], epoch: int) -> list[Encoded]:
         """Media of one shape are encoded together. Their sizes are those that were read, whatever the headers said."""
+        contents = [row.content for row in rows]
         found = {n: content for n, content in enumerate(contents) if isinstance(content, Encoded)}
         alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for n, content in enumerate(contents):
@@ -217,15 +217,16 @@ class Corpus:
         for shape, group in alike.items():
             spec = self.tokenizer.spec_of(shape)
             media = torch.stack([contents[n] for n in group])  # type: ignore[misc]  # tensors, all of them
-            tokens = self._tokens(media.to(self.device), [seeds[n] for n in group])
+            tokens = self._tokens(media.to(self.device), [rows[n].index for n in group], epoch)
             found.update({n: Encoded(row, spec) for n, row in zip(group, tokens, strict=True)})
         return [found[n] for n in range(len(contents))]
 
-    def _tokens(self, media: Tensor, seeds: Sequence[int]) -> Tensor:
+    def _tokens(self, media: Tensor, indices: Sequence[int], epoch: int) -> Tensor:
         """(B, *shape) -> (B, N, C); where they are drawn, each item's by its own seed."""
         if not tokenizer_draws(self.tokenizer):
             return self.tokenizer.encode(media)
         mean, deviation = self.tokenizer.posterior(media)
+        seeds = (self._seed(epoch, index, TOKENS) for index in indices)
         noise = [torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return mean + deviation * torch.stack(noise).to(mean)
 

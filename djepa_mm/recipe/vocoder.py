@@ -71,7 +71,7 @@ class VocoderRecipe(Config):
         if self.optim.optimizer != "adamw":
             raise ValueError(f"optim.optimizer {self.optim.optimizer} is for D-JEPA's blocks: set it to adamw")
         if self.optim.weight_decay_on != "matrices":
-            raise ValueError("optim.weight_decay_on blocks is for D-JEPA's blocks: leave it out")
+            raise ValueError(f"optim.weight_decay_on {self.optim.weight_decay_on} is for D-JEPA: leave it out")
         return self
 
 

@@ -73,7 +73,8 @@ class Header:
         if self.stamps is None:
             return True
         interval, first = 1 / self.frame_rate / self.base, self.stamps[0]
-        return all(abs(stamp - first - n * interval) < interval / 2 for n, stamp in enumerate(self.stamps))
+        apart = [self.frames - 1] if isinstance(self.stamps, range) else range(self.frames)  # most at the end
+        return all(abs(self.stamps[n] - first - n * interval) < interval / 2 for n in apart)
 
     def time(self, number: int) -> float:
         """Seconds from the first frame to this one."""
