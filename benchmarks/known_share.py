@@ -44,7 +44,9 @@ def measure(pipeline: Pipeline, shares: list[float], items: int, time_mean: floa
     source = pipeline.recipe.data.build_held_out()
     assert source is not None, "the run's corpus holds nothing out"
     corpus = Corpus(source, pipeline.tokenizer, pipeline.condition, BatchConfig(size=items))
-    batch, _ = next(corpus.batches(Cursor()))
+    ((portion,), _) = next(corpus.batches(Cursor()))
+    assert portion is not None
+    batch = portion.batch
     model = pipeline.model
     head = model.averaged.head
     if isinstance(head, FlowHead):

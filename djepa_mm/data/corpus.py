@@ -1,33 +1,34 @@
-"""From a corpus to batches of tokens: length buckets, a token budget, broken items skipped and named.
-
-B batch, N tokens, C token channels.
-"""
+"""A corpus of items by index: length buckets, a token budget, broken items skipped and named."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import signal
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from djepa_mm.core.types import TokenBatch
+from djepa_mm.data.batches import (
+    ALL,
+    Batcher,
+    Content,
+    Encoded,
+    Portion,
+    Read,
+    Share,
+    deaf_to_interrupts,
+    leave_interrupts,
+    tokenizer_draws,
+)
 from djepa_mm.data.compact import Alike
+from djepa_mm.data.drawing import BEFORE, TOKENS, drawing, item_seed
 from djepa_mm.recipe.schema import BatchConfig
 from djepa_mm.types import (
     BrokenItem,
     ConditionKind,
-    DrawnTokens,
     Item,
     MediaSpec,
     Progress,
@@ -37,8 +38,6 @@ from djepa_mm.types import (
 )
 
 BUCKET_BATCHES = 32  # items of this many batches are sorted by length together
-BEFORE = -1  # epoch that stands for what is read before training
-TOKENS = 1  # sets the seed of what is drawn of tokens apart from that of the media
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +66,7 @@ class Corpus:
     ) -> None:
         self.source, self.tokenizer, self.condition = source, tokenizer, condition
         self.config, self.seed, self.device = config, seed, torch.device(device)
+        self.batcher = Batcher(tokenizer, condition, self.device, self._report)
         self.broken: dict[str, str] = {}
         self.specs: Alike[MediaSpec] = Alike(len(source))  # as the headers say; broken items are not in it
         self.values: Alike[Any] = Alike(len(source))  # of the condition, likewise
@@ -78,7 +78,7 @@ class Corpus:
                 if (spec := of_shape.get(shape)) is None:
                     spec = of_shape.setdefault(shape, tokenizer.spec_of(shape))
             except (BrokenItem, UserError) as error:  # UserError: of a size that the tokenizer cannot take
-                self._report(index, str(error))
+                self._report(self.source.entry(index).name, str(error))
             else:
                 self.values[index], self.specs[index] = value, spec
         if not self.specs:
@@ -96,10 +96,10 @@ class Corpus:
     def read(self, index: int) -> Item | None:
         """The item, or None where it is broken; the report then names it."""
         try:
-            with drawing(self._seed(BEFORE, index)):
+            with drawing(item_seed(self.seed, BEFORE, index)):
                 return self.source.read(index)
         except BrokenItem as error:
-            self._report(index, str(error))
+            self._report(self.source.entry(index).name, str(error))
             self._check_share()
             return None
 
@@ -152,88 +152,60 @@ class Corpus:
                 batch.append(index)
         return batches
 
-    def batches(self, start: Cursor) -> Iterator[tuple[TokenBatch, Cursor]]:
-        """Batches without end from a place on, tokens on the device, each with the place that follows it."""
+    def batches(self, start: Cursor, share: Share = ALL) -> Iterator[tuple[list[Portion | None], Cursor]]:
+        """Batches without end from a place on, each with the place that follows it: the parts of this process, None
+        for one of which no item could be read."""
         epoch, skip = start.epoch, start.batch
         while True:
             plan = self.plan(epoch)[skip:]
-            trained = False
             loader = DataLoader(
                 _Reading(self.source, self._cache),
-                batch_sampler=[[(index, self._seed(epoch, index)) for index in indices] for indices in plan],
+                batch_sampler=(
+                    [(batch[n], item_seed(self.seed, epoch, batch[n])) for n in part]
+                    for batch in plan
+                    for part in self._deal(batch, share)
+                ),
                 num_workers=0 if self._cache else self.config.workers,
                 collate_fn=list,
-                worker_init_fn=_leave_interrupts,
+                worker_init_fn=leave_interrupts,
                 generator=torch.Generator(),  # of its own, so that it draws nothing from the run's random state
             )
-            with _deaf_to_interrupts(loader.num_workers):
+            with deaf_to_interrupts(loader.num_workers):
                 reading = iter(loader)
-            for number, rows in enumerate(reading, start=skip + 1):
-                batch = self._tokenize(rows, epoch)
-                if batch is not None:
-                    trained = True
-                    yield batch, Cursor(epoch, number)
+            trained = False
+            for number, batch in enumerate(plan, start=skip + 1):
+                portions = [self._portion(next(reading), part, epoch) for part in self._deal(batch, share)]
+                trained |= any(portions)
+                yield portions, Cursor(epoch, number)
             if not trained and skip == 0:
                 raise UserError(f"no item of the corpus can be read: {self._example()}")
             epoch, skip = epoch + 1, 0
 
-    def _seed(self, epoch: int, index: int, *purpose: int) -> int:
-        """Of what reading an item draws: the same wherever and whenever it is read in that epoch."""
-        return int(np.random.SeedSequence((self.seed, epoch - BEFORE, index, *purpose)).generate_state(1)[0])
+    def _deal(self, batch: Sequence[int], share: Share) -> list[list[int]]:
+        return share.deal([self.specs[index].num_tokens for index in batch])
 
-    def _tokenize(self, rows: Sequence[_Row], epoch: int) -> TokenBatch | None:
-        whole = []
-        for row in rows:
-            try:
-                if isinstance(row.content, str):
-                    raise BrokenItem(row.content)
-                if isinstance(row.content, Tensor):
-                    self.tokenizer.spec_of(tuple(row.content.shape))
-            except (BrokenItem, UserError) as error:  # UserError: of a size that the tokenizer cannot take
-                self._report(row.index, str(error))
-            else:
-                whole.append(row)
-        if len(whole) < len(rows):
-            self._check_share()
-        if not whole:
-            return None
-        encoded = self._encoded(whole, epoch)
-        counts = [len(one.tokens) for one in encoded]
-        return TokenBatch(
-            tokens=pad_sequence([one.tokens for one in encoded], batch_first=True),
-            positions=pad_sequence([one.spec.positions() for one in encoded], batch_first=True),
-            valid=torch.arange(max(counts)) < torch.tensor(counts)[:, None],
-            condition=self.condition.encode([self.values[row.index] for row in whole], counts),
+    def _portion(self, rows: Sequence[_Row], places: Sequence[int], epoch: int) -> Portion | None:
+        known = len(self.broken)
+        portion = self.batcher.portion(
+            [
+                Read(
+                    name=self.source.entry(row.index).name,
+                    place=place,
+                    value=self.values[row.index],
+                    seed=item_seed(self.seed, epoch, row.index, TOKENS),
+                    content=row.content,
+                )
+                for row, place in zip(rows, places, strict=True)
+            ]
         )
-
-    def _encoded(self, rows: Sequence[_Row], epoch: int) -> list[Encoded]:
-        """Media of one shape are encoded together. Their sizes are those that were read, whatever the headers said."""
-        contents = [row.content for row in rows]
-        found = {n: content for n, content in enumerate(contents) if isinstance(content, Encoded)}
-        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for n, content in enumerate(contents):
-            if isinstance(content, Tensor):
-                alike[tuple(content.shape)].append(n)
-        for shape, group in alike.items():
-            spec = self.tokenizer.spec_of(shape)
-            media = torch.stack([contents[n] for n in group])  # type: ignore[misc]  # tensors, all of them
-            tokens = self._tokens(media.to(self.device), [rows[n].index for n in group], epoch)
-            found.update({n: Encoded(row, spec) for n, row in zip(group, tokens, strict=True)})
-        return [found[n] for n in range(len(contents))]
-
-    def _tokens(self, media: Tensor, indices: Sequence[int], epoch: int) -> Tensor:
-        """(B, *shape) -> (B, N, C); where they are drawn, each item's by its own seed."""
-        if not tokenizer_draws(self.tokenizer):
-            return self.tokenizer.encode(media)
-        mean, deviation = self.tokenizer.posterior(media)
-        seeds = (self._seed(epoch, index, TOKENS) for index in indices)
-        noise = [torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return mean + deviation * torch.stack(noise).to(mean)
+        if len(self.broken) > known:
+            self._check_share()
+        return portion
 
     # --- the report
 
-    def _report(self, index: int, reason: str) -> None:
-        self.broken[self.source.entry(index).name] = reason
+    def _report(self, name: str, reason: str) -> None:
+        self.broken[name] = reason
 
     def _example(self) -> str:
         return next((f"{name}: {reason}" for name, reason in self.broken.items()), "none is there")
@@ -262,17 +234,9 @@ class Corpus:
 class ReadsAhead(Protocol):
     """A source that reads several items faster than one after the other."""
 
-    def read_all(self, indices: Sequence[int]) -> Iterable[Item | BrokenItem]:
-        """Each item, or why it cannot be read."""
+    def read_all(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Iterable[Item | BrokenItem]:
+        """Each item, or why it cannot be read. seeds: of what is drawn of each."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """The tokens of one item, and the size of its media."""
-
-    tokens: Tensor  # (N, C)
-    spec: MediaSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +244,7 @@ class _Row:
     """What a reading process hands over: the media, their cached tokens, or the reason why there are none."""
 
     index: int
-    content: Tensor | Encoded | str
+    content: Content
 
 
 class _Reading(Dataset[_Row]):
@@ -291,15 +255,14 @@ class _Reading(Dataset[_Row]):
         return len(self.source)
 
     def __getitems__(self, wanted: list[tuple[int, int]]) -> list[_Row]:
-        """A batch at once, by index and seed: sources that can read ahead do so, and draw by the first one's seed."""
+        """A batch at once, by index and seed: sources that can read ahead do so."""
         if self.cache or not isinstance(self.source, ReadsAhead):
             return [self[one] for one in wanted]
-        indices = [index for index, _ in wanted]
-        with drawing(wanted[0][1]):
-            return [
-                _Row(index, str(item) if isinstance(item, BrokenItem) else item.media)
-                for index, item in zip(indices, self.source.read_all(indices), strict=True)
-            ]
+        indices, seeds = [index for index, _ in wanted], [seed for _, seed in wanted]
+        return [
+            _Row(index, str(item) if isinstance(item, BrokenItem) else item.media)
+            for index, item in zip(indices, self.source.read_all(indices, seeds), strict=True)
+        ]
 
     def __getitem__(self, wanted: tuple[int, int]) -> _Row:
         index, seed = wanted
@@ -312,43 +275,6 @@ class _Reading(Dataset[_Row]):
             return _Row(index, str(error))
 
 
-@contextmanager
-def drawing(seed: int) -> Iterator[None]:
-    """What torch draws in here begins with the seed, and nothing outside of here notices."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
-def tokenizer_draws(tokenizer: object) -> TypeGuard[DrawnTokens]:
-    """Whether it gives other tokens of the same media each time."""
-    return isinstance(tokenizer, DrawnTokens) and tokenizer.draws
-
-
 def source_draws(source: Source) -> bool:
     """Whether the source gives another reading of an item each time."""
     return getattr(source, "draws", False)
-
-
-@contextmanager
-def _deaf_to_interrupts(processes: int) -> Iterator[None]:
-    """So many processes, which start in here, never hear Ctrl-C: it is for the one that trains, which hears it
-    afterwards, saves, and then ends its readers. Those that are not forked take seconds to start, and would die of it.
-    """
-    if not processes or not hasattr(signal, "pthread_sigmask"):  # as on Windows
-        yield
-        return
-    if multiprocessing.get_start_method() != "fork":
-        from multiprocessing import resource_tracker
-
-        resource_tracker.ensure_running()  # else it starts in here, and lifts the mask
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _leave_interrupts(_: int) -> None:
-    """The same for a process that has started, where the system knows no such mask."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -101,7 +101,10 @@ class DJEPATask:
             self.corpus.fill_cache(progress)
 
     def batches(self, cursor: Cursor) -> Iterator[tuple[TokenBatch, Cursor]]:
-        return self.corpus.batches(cursor)
+        for portions, after in self.corpus.batches(cursor):
+            for portion in portions:
+                if portion is not None:
+                    yield portion.batch, after
 
     def learn(self, batch: TokenBatch, update: Update, progress: float) -> Mapping[str, Tensor]:
         with autocast(self.optim, self.device):

@@ -55,7 +55,7 @@ def epochs(corpus: Corpus, count: int) -> list[dict[int, torch.Tensor]]:
         {
             index: row
             for indices in corpus.plan(epoch)
-            for index, row in zip(indices, next(batches)[0].tokens, strict=True)
+            for index, row in zip(indices, next(batches)[0][0].batch.tokens, strict=True)
         }
         for epoch in range(count)
     ]

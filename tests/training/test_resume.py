@@ -85,7 +85,7 @@ def test_workers_change_nothing_and_epochs_draw_anew(pictures: Path) -> None:
         source, tokenizer, kind = recipe.data.build(), recipe.tokenizer.build(), recipe.condition.build()
         kind.bind(source)
         batches = Corpus(source, tokenizer, kind, recipe.batch).batches(Cursor())
-        read[workers] = [next(batches)[0].tokens for _ in range(3)]
+        read[workers] = [next(batches)[0][0].batch.tokens for _ in range(3)]
     for workers in (1, 2):
         assert all(torch.equal(a, b) for a, b in zip(read[0], read[workers], strict=True))
     sums = [{round(float(item.sum()), 3): item for item in epoch} for epoch in read[0]]  # flips keep sums

@@ -87,7 +87,9 @@ def test_a_size_may_be_drawn_at_each_reading() -> None:
     batches = corpus.batches(Cursor())
     for _ in range(3):
         source.drawn.clear()
-        batch, _ = next(batches)
+        ((portion,), _) = next(batches)
+        assert portion is not None
+        batch = portion.batch
         assert batch.valid.sum(1).tolist() == [4 * width // 4 for width in source.drawn]
         for row, width in zip(batch.positions, source.drawn, strict=True):
             assert row[:, 2].max() == width // 4 - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from djepa_mm.data.compact import Packed
+from djepa_mm.data.drawing import drawing
 from djepa_mm.data.folders import FolderConfig, Found, class_of, find_files, printable
 from djepa_mm.data.headers import read_headers
 from djepa_mm.data.video.reader import AHEAD, Header, VideoReader, Wanted
@@ -143,10 +145,15 @@ class Clips:
             raise item
         return item
 
-    def read_all(self, indices: Iterable[int]) -> Iterator[Item | BrokenItem]:
-        """Many items in turn, or why one cannot be read. While one is being used, the next ones are decoded."""
+    def read_all(self, indices: Iterable[int], seeds: Sequence[int] | None = None) -> Iterator[Item | BrokenItem]:
+        """Many items in turn, or why one cannot be read. While one is being used, the next ones are decoded.
+
+        seeds: of the window that is drawn of each; else torch's random state decides."""
         indices = list(indices)
-        wanted = [self._wanted(index) for index in indices]
+        wanted = []
+        for n, index in enumerate(indices):
+            with nullcontext() if seeds is None else drawing(seeds[n]):
+                wanted.append(self._wanted(index))
         whole = [one for one in wanted if isinstance(one, Wanted)]
         for index, this in zip(indices, wanted, strict=True):
             if isinstance(this, BrokenItem):

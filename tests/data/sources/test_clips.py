@@ -463,12 +463,13 @@ def test_a_corpus_reads_ahead_and_names_what_is_broken(tmp_path: Path) -> None:
     (tmp_path / "run/b.mp4").write_bytes(whole[:200])  # after its header was read
     asked: list[list[int]] = []
     read_all = source.read_all
-    source.read_all = lambda indices: read_all(asked.append(list(indices)) or indices)  # type: ignore[method-assign]
+    source.read_all = lambda indices, *more: read_all(asked.append(list(indices)) or indices, *more)  # type: ignore[method-assign]
     settings = BatchConfig(size=4, max_broken_share=0.5)
     condition = load_recipe("digits").condition.build()
     condition.bind(source)
     corpus = Corpus(source, _Plain(), condition, settings)  # type: ignore[arg-type]
-    batch, _ = next(corpus.batches(Cursor()))
+    ((portion,), _) = next(corpus.batches(Cursor()))
+    batch = portion.batch
     assert batch.tokens.shape == (3, 8, 1)
     assert [sorted(indices) for indices in asked] == [[0, 1, 2, 3]]
     assert list(corpus.broken) == ["run/b.mp4"]
@@ -485,7 +486,7 @@ def test_random_windows_are_the_same_wherever_reading_begins(tmp_path: Path) -> 
     def read(start: Cursor, workers: int, count: int) -> list[torch.Tensor]:
         corpus = Corpus(source, _Plain(), condition, BatchConfig(size=2, workers=workers))  # type: ignore[arg-type]
         batches = corpus.batches(start)
-        return [next(batches)[0].tokens for _ in range(count)]
+        return [next(batches)[0][0].batch.tokens for _ in range(count)]
 
     whole = read(Cursor(), 0, 4)
     for start, workers in ((0, 2), (1, 0), (1, 2)):

@@ -1,0 +1,170 @@
+"""From items that were read to batches of tokens, whatever the corpus they come from.
+
+B batch, N tokens, C token channels.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from djepa_mm.core.types import TokenBatch
+from djepa_mm.types import BrokenItem, ConditionKind, DrawnTokens, MediaSpec, Tokenizer, UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What of each global batch a process learns from, in how many parts: `parts` for each of `world` processes."""
+
+    rank: int = 0
+    world: int = 1
+    parts: int = 1
+
+    def deal(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Places of a global batch's items, by their tokens -> those of each part of this process, rising.
+
+        All parts of all processes get as many items, give or take one, and about as many tokens."""
+        count = self.world * self.parts
+        dealt: list[list[int]] = [[] for _ in range(count)]
+        for n, place in enumerate(sorted(range(len(lengths)), key=lambda place: -lengths[place])):
+            turn, part = divmod(n, count)
+            dealt[part if turn % 2 == 0 else count - 1 - part].append(place)
+        return [sorted(part) for part in dealt[self.rank * self.parts : (self.rank + 1) * self.parts]]
+
+
+ALL = Share()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Portion:
+    """One part of a global batch, on the device."""
+
+    batch: TokenBatch
+    places: tuple[int, ...]  # of its items in the global batch
+    grids: tuple[tuple[int, int, int], ...]  # of their tokens on (t, h, w)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The tokens of one item, and the size of its media."""
+
+    tokens: Tensor  # (N, C)
+    spec: MediaSpec
+
+
+Content = Tensor | Encoded | str  # media, their tokens, or the reason why there are none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """One item of a batch, as it was read."""
+
+    name: str
+    place: int  # in the global batch
+    value: Any  # of its condition
+    seed: int  # of what is drawn of its tokens
+    content: Content
+
+
+class Batcher:
+    """A tokenizer and a condition, and the device that they work on. report: hears of each broken item, with why."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        condition: ConditionKind[Any],
+        device: torch.device,
+        report: Callable[[str, str], None],
+    ) -> None:
+        self.tokenizer, self.condition, self.device, self.report = tokenizer, condition, device, report
+
+    def portion(self, items: Sequence[Read]) -> Portion | None:
+        """Of those that are whole, in their order; None where there is none."""
+        whole = [item for item in items if self._is_whole(item)]
+        if not whole:
+            return None
+        encoded = self._encoded(whole)
+        counts = [len(one.tokens) for one in encoded]
+        batch = TokenBatch(
+            tokens=pad_sequence([one.tokens for one in encoded], batch_first=True),
+            positions=pad_sequence([one.spec.positions() for one in encoded], batch_first=True),
+            valid=torch.arange(max(counts)) < torch.tensor(counts)[:, None],
+            condition=self.condition.encode([item.value for item in whole], counts),
+        )
+        places, grids = tuple(item.place for item in whole), tuple(one.spec.grid for one in encoded)
+        return Portion(batch=batch.to(self.device), places=places, grids=grids)
+
+    def _is_whole(self, item: Read) -> bool:
+        try:
+            if isinstance(item.content, str):
+                raise BrokenItem(item.content)
+            if isinstance(item.content, Tensor):
+                self.tokenizer.spec_of(tuple(item.content.shape))
+        except (BrokenItem, UserError) as error:  # UserError: of a size that the tokenizer cannot take
+            self.report(item.name, str(error))
+            return False
+        return True
+
+    def _encoded(self, items: Sequence[Read]) -> list[Encoded]:
+        """Media of one shape are encoded together. Their sizes are those that were read, whatever the headers said."""
+        contents = [item.content for item in items]
+        found = {n: content for n, content in enumerate(contents) if isinstance(content, Encoded)}
+        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for n, content in enumerate(contents):
+            if isinstance(content, Tensor):
+                alike[tuple(content.shape)].append(n)
+        for shape, group in alike.items():
+            spec = self.tokenizer.spec_of(shape)
+            media = torch.stack([contents[n] for n in group])  # type: ignore[misc]  # tensors, all of them
+            tokens = self._tokens(media.to(self.device), [items[n].seed for n in group])
+            found.update({n: Encoded(row, spec) for n, row in zip(group, tokens, strict=True)})
+        return [found[n] for n in range(len(contents))]
+
+    def _tokens(self, media: Tensor, seeds: Sequence[int]) -> Tensor:
+        """(B, *shape) -> (B, N, C); where they are drawn, each item's by its own seed."""
+        if not tokenizer_draws(self.tokenizer):
+            return self.tokenizer.encode(media)
+        mean, deviation = self.tokenizer.posterior(media)
+        noise = [torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return mean + deviation * torch.stack(noise).to(mean)
+
+
+def tokenizer_draws(tokenizer: object) -> TypeGuard[DrawnTokens]:
+    """Whether it gives other tokens of the same media each time."""
+    return isinstance(tokenizer, DrawnTokens) and tokenizer.draws
+
+
+# --- processes that read ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def deaf_to_interrupts(processes: int) -> Iterator[None]:
+    """So many processes, which start in here, never hear Ctrl-C: it is for the one that trains, which hears it
+    afterwards, saves, and then ends its readers. Those that are not forked take seconds to start, and would die of it.
+    """
+    if not processes or not hasattr(signal, "pthread_sigmask"):  # as on Windows
+        yield
+        return
+    if multiprocessing.get_start_method() != "fork":
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()  # else it starts in here, and lifts the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_interrupts(_: int) -> None:
+    """The same for a process that has started, where the system knows no such mask."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,25 @@
+"""What chance decides of an item: by a seed of its own, so that it is the same wherever and whenever it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+BEFORE = -1  # epoch that stands for what is read before training
+TOKENS = 1  # purpose: what is drawn of an item's tokens, apart from what is drawn of its media
+
+
+def item_seed(seed: int, epoch: int, *place: int) -> int:
+    """Of the run's seed, the epoch (from BEFORE on), and the item's place in its corpus, with a purpose behind it."""
+    return int(np.random.SeedSequence((seed, epoch - BEFORE, *place)).generate_state(1)[0])
+
+
+@contextmanager
+def drawing(seed: int) -> Iterator[None]:
+    """What torch draws in here begins with the seed, and nothing outside of here notices."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
