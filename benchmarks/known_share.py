@@ -59,7 +59,8 @@ def measure(pipeline: Pipeline, shares: list[float], items: int, time_mean: floa
         mask = draw_mask(batch.valid, 1 - share, generator, batch.positions, order, horizon)
         seen, given = (batch, mask) if model.mask_horizon is None else within_horizon(batch, mask)
         z = model.features(seen.tokens, seen.positions, given.visible, seen.valid, seen.condition)
-        losses.append(model.head.loss(z[given.masked], seen.tokens[given.masked], generator).mean().item())
+        drawn = model.head.draw(int(given.masked.sum()), generator)
+        losses.append(model.head.loss(z[given.masked], seen.tokens[given.masked], drawn).mean().item())
     return losses
 
 

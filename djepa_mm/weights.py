@@ -5,7 +5,9 @@ What a checkpoint's folder holds is told in `djepa_mm.runs.checkpoint`, which wr
 
 from __future__ import annotations
 
+import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -67,13 +69,47 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
-    """Tensors of one of the checkpoint's files. Raises UserError where it is damaged."""
+    """Tensors of one of the checkpoint's files, whole where it is sharded. Raises UserError where it is damaged."""
     path = checkpoint / f"{name}.safetensors"
     try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
+        if (shards := checkpoint / name).is_dir():
+            path = shards
+        _check_hashes(checkpoint, path)
+        tensors = _joined(path) if path is shards else load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
         raise _damaged(path, error) from None
     return {_name_of_today(name, key): tensor for key, tensor in tensors.items()}
+
+
+def _joined(folder: Path) -> dict[str, Tensor]:
+    """Tensors of which each file in a folder holds a part."""
+    from torch.distributed import checkpoint as shards  # a second to import
+
+    reader = shards.HuggingFaceStorageReader(str(folder))
+    known: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    tensors: dict[str, Any] = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in known.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that one process reads alone
+        shards.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors
+
+
+def _check_hashes(checkpoint: Path, path: Path) -> None:
+    """Raises ValueError where a file, or one of a folder, is not what was written. Older checkpoints have no hashes."""
+    state = read_state(checkpoint) if (checkpoint / "state.json").is_file() else {}
+    hashes = state.get("sha256", {})
+    if not isinstance(hashes, dict):
+        raise ValueError("state.json: sha256 is no mapping")
+    for name, expected in hashes.items():
+        file = checkpoint / name
+        if (file == path or path in file.parents) and sha256(file) != expected:
+            raise ValueError(f"{name} is not what was written: its hash differs")
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: str | Path, *, assign: bool = False) -> None:

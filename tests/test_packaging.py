@@ -17,7 +17,7 @@ from support import PACKAGE, ROOT
 
 # An import goes to the same floor or down.
 FLOORS = (
-    ("errors", "layout", "types", "core", "media", "weights", "moments", "precision"),
+    ("errors", "layout", "types", "core", "media", "weights", "moments", "precision", "ranks"),
     ("conditions", "tokenizers", "speech"),
     ("recipe",),
     ("data", "runs"),

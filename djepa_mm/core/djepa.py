@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -21,7 +22,7 @@ from djepa_mm.core.averaging import update_average
 from djepa_mm.core.masking import Mask, MaskRatio, Order, draw_mask
 from djepa_mm.core.nn.blocks import Streams, Transformer, xavier_init
 from djepa_mm.core.nn.positions import LearnedPositions, RotaryPositions
-from djepa_mm.core.types import Condition, ConditionEmbedder, ConditionTokens, Head, TokenBatch
+from djepa_mm.core.types import Condition, ConditionEmbedder, ConditionTokens, Head, Noising, TokenBatch
 
 Projector = Literal["plain", "norm", "none"]  # of the prediction loss, see Networks
 
@@ -61,6 +62,27 @@ class Losses:
     total: Tensor
     generation: Tensor
     prediction: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draws:
+    """What chance decides in a step of training."""
+
+    mask: Mask
+    dropped: Tensor  # (B,) bool: the condition is replaced by the null one
+    noising: Noising  # of the masked tokens, item by item
+
+    def of(self, items: Sequence[int], num_tokens: int) -> Draws:
+        """For some of the batch's items alone, of which none has more than so many tokens."""
+        chosen = torch.tensor(items, device=self.dropped.device)
+        counts = self.mask.masked.sum(1).cpu()
+        last = counts.cumsum(0)
+        tokens = [torch.arange(int(last[n] - counts[n]), int(last[n])) for n in items]
+        return Draws(
+            mask=Mask(self.mask.visible[chosen, :num_tokens], self.mask.masked[chosen, :num_tokens]),
+            dropped=self.dropped[chosen],
+            noising=self.noising.of(torch.cat(tokens).to(self.noising.noise.device)),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +210,18 @@ class Networks(nn.Module):
     ) -> Context:
         return self.encoder(tokens, positions, visible, cast(ConditionEmbedder, self.embedder)(condition, dropped))
 
+    def forward(self, batch: TokenBatch, draws: Draws, target: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Losses of every masked token, generation and prediction, (M,) each.
+
+        target (M, D): the target encoder's features of these tokens; None where there is no prediction loss."""
+        masked = draws.mask.masked
+        context = self.encode(batch.tokens, batch.positions, draws.mask.visible, batch.condition, draws.dropped)
+        z = self.predictor(context, batch.positions, batch.valid)[masked]  # (M, D)
+        generation = cast(Head, self.head).loss(z, batch.tokens[masked], draws.noising)
+        if target is None:
+            return generation, torch.zeros_like(generation)
+        return generation, prediction_loss(self.projector(z), target)
+
 
 class DJEPA(nn.Module):
     """The online networks, which are trained, and their averages, which give the targets and the samples.
@@ -244,30 +278,41 @@ class DJEPA(nn.Module):
 
     def forward(self, batch: TokenBatch, generator: torch.Generator) -> Losses:
         """Draw a mask, then L = w_d · L_d + w_p · L_p over the masked tokens (D-JEPA eq. 4–6)."""
-        mask = self._draw_mask(batch, generator)
+        return self.losses(batch, self.draw(batch.valid, batch.positions, generator))
+
+    def losses(
+        self, batch: TokenBatch, draws: Draws, *, among: int | None = None, online: nn.Module | None = None
+    ) -> Losses:
+        """among: masked tokens of the whole batch of which this is a part; the parts' losses add up to the whole's.
+        online: the online networks as something has wrapped them, such as for training in several processes."""
         if self.mask_horizon is not None:
-            batch, mask = within_horizon(batch, mask)
-        masked = mask.masked
-        dropped = torch.rand(len(masked), generator=generator, device=generator.device) < self.condition_drop
-        dropped = dropped.to(masked.device)
-        context = self.online.encode(batch.tokens, batch.positions, mask.visible, batch.condition, dropped)
-        z = self.online.predictor(context, batch.positions, batch.valid)[masked]  # (M, D)
-        generation = cast(Head, self.online.head).loss(z, batch.tokens[masked], generator).mean()
-        prediction = generation.new_zeros(())
+            batch, mask = within_horizon(batch, draws.mask)
+            draws = dataclasses.replace(draws, mask=mask)
+        target = None
         if self.prediction_weight:
-            target = self.target_features(batch, dropped & self.target_dropped)[masked].float()  # (M, D)
-            prediction = prediction_loss(self.online.projector(z), target)
+            known = self.target_features(batch, draws.dropped & self.target_dropped)
+            target = known[draws.mask.masked].float()  # (M, D)
+        generation, prediction = (online or self.online)(batch, draws, target)
+        count = among or len(generation)
+        generation, prediction = generation.sum() / count, prediction.sum() / count
         total = self.generation_weight * generation + self.prediction_weight * prediction
         return Losses(total=total, generation=generation, prediction=prediction)
 
-    def _draw_mask(self, batch: TokenBatch, generator: torch.Generator) -> Mask:
+    def draw(self, valid: Tensor, positions: Tensor, generator: torch.Generator) -> Draws:
+        """valid (B, N) bool, positions (B, N, 3) -> what chance decides of such a batch, on their device."""
+        mask = self._draw_mask(valid, positions, generator)
+        dropped = torch.rand(len(valid), generator=generator, device=generator.device) < self.condition_drop
+        noising = cast(Head, self.online.head).draw(int(mask.masked.sum()), generator)
+        return Draws(mask=mask, dropped=dropped.to(valid.device), noising=noising)
+
+    def _draw_mask(self, valid: Tensor, positions: Tensor, generator: torch.Generator) -> Mask:
         order = self.mask_orders[0]
         if len(self.mask_orders) > 1:
             chosen = torch.randint(len(self.mask_orders), (), generator=generator, device=generator.device)
             order = self.mask_orders[int(chosen)]
-        num_tokens = batch.valid.shape[1]
+        num_tokens = valid.shape[1]
         ratio = self.mask_ratio.draw(generator, min(self.mask_horizon or num_tokens, num_tokens) / num_tokens)
-        return draw_mask(batch.valid, ratio, generator, batch.positions, order, self.mask_horizon)
+        return draw_mask(valid, ratio, generator, positions, order, self.mask_horizon)
 
     @torch.no_grad()
     def target_features(self, batch: TokenBatch, dropped: Tensor) -> Tensor:
@@ -308,8 +353,8 @@ class DJEPA(nn.Module):
 
 
 def prediction_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """L_p (D-JEPA eq. 4): smooth L1 between projected features and the target encoder's, both (M, D)."""
-    return F.smooth_l1_loss(predicted.float(), target, beta=2.0)
+    """L_p (D-JEPA eq. 4): smooth L1 between projected features and the target encoder's, both (M, D) -> (M,)."""
+    return F.smooth_l1_loss(predicted.float(), target, beta=2.0, reduction="none").mean(-1)
 
 
 def within_horizon(batch: TokenBatch, mask: Mask) -> tuple[TokenBatch, Mask]:

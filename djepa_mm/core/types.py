@@ -57,10 +57,26 @@ class TokenBatch(_OnDevice):
     condition: Condition
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noising:
+    """What chance decides for M tokens in a step of training, each of which is used R times."""
+
+    noise: Tensor  # (R, M, C) unit normal
+    time: Tensor  # (R, M): how much of it, as the head counts
+
+    def of(self, tokens: Tensor) -> Noising:
+        """For those tokens alone, by their numbers among the M."""
+        return Noising(noise=self.noise[:, tokens], time=self.time[:, tokens])
+
+
 class Head(Protocol):
     """Distribution of one token given its feature, p(x_i | z_i). M tokens at a time."""
 
-    def loss(self, z: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, count: int, generator: torch.Generator) -> Noising:
+        """For so many tokens, on the generator's device."""
+        ...
+
+    def loss(self, z: Tensor, target: Tensor, drawn: Noising) -> Tensor:
         """z (M, D), target (M, C) -> (M,) fp32."""
         ...
 

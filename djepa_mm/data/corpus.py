@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -71,14 +72,17 @@ class Corpus:
         self.specs: Alike[MediaSpec] = Alike(len(source))  # as the headers say; broken items are not in it
         self.values: Alike[Any] = Alike(len(source))  # of the condition, likewise
         self._cache: dict[int, Encoded] = {}
+        self._names = hashlib.sha256()
         of_shape: dict[tuple[int, ...], MediaSpec] = {}
         for index in range(len(source)):
+            entry = source.entry(index)
+            self._names.update(f"{entry.name}\0".encode())
             try:
-                value, shape = condition.read(source.entry(index)), source.shape(index)
+                value, shape = condition.read(entry), source.shape(index)
                 if (spec := of_shape.get(shape)) is None:
                     spec = of_shape.setdefault(shape, tokenizer.spec_of(shape))
             except (BrokenItem, UserError) as error:  # UserError: of a size that the tokenizer cannot take
-                self._report(self.source.entry(index).name, str(error))
+                self._report(entry.name, str(error))
             else:
                 self.values[index], self.specs[index] = value, spec
         if not self.specs:
@@ -90,6 +94,10 @@ class Corpus:
                 f"batch.cache keeps one reading of each item, but this recipe draws anew at each reading ({drawn}): "
                 "set batch.cache to false, or let it draw nothing"
             )
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this corpus from another: a run that goes on needs the same one."""
+        return {"items": len(self.source), "names": self._names.hexdigest()[:16]}
 
     # --- reading
 

@@ -20,6 +20,7 @@ from djepa_mm.core.types import TokenBatch
 from djepa_mm.errors import UserError
 from djepa_mm.generation.request import Job, Request
 from djepa_mm.precision import cast_linears, fast_bf16
+from djepa_mm.ranks import ElsewhereError, current
 from djepa_mm.recipe.build import build_model, build_sampler
 from djepa_mm.recipe.load import Overrides, load_recipe
 from djepa_mm.recipe.schema import Recipe
@@ -158,28 +159,39 @@ class Pipeline:
         batch_size: int = 64,
         progress: Progress | None = None,
     ) -> list[Tensor]:
-        """Media of every job, in their order, on the CPU; items of like length are sampled together."""
+        """Media of every job, in their order, on the CPU; items of like length are sampled together.
+
+        Processes that have joined share out the work, and all of them get all of it."""
         sampler = sampler or self.sampler
         if sampler.guidance != 1 and self.recipe.condition.drop == 0:
             raise UserError(
                 f"--guidance {sampler.guidance:g}: this model was trained with condition.drop 0, so it has no null "
                 "condition to be guided away from: use 1"
             )
+        ranks = current()
         by_length = sorted(range(len(jobs)), key=lambda n: jobs[n].spec.num_tokens)
+        batch_size = max(1, min(batch_size, -(-len(jobs) // ranks.world)))
+        batches = [by_length[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
+        mine = batches[ranks.rank :: ranks.world]
         media: dict[int, Tensor] = {}
-        total = -(-len(jobs) // batch_size) * sampler.ar_steps
-        for start in range(0, len(jobs), batch_size):
-            chosen = by_length[start : start + batch_size]
-            done = start // batch_size * sampler.ar_steps
+        try:
+            for number, chosen in enumerate(mine):
 
-            def report(step: int, _: int, done: int = done) -> None:
-                if progress is not None:
-                    progress(done + step, total)
+                def report(step: int, _: int, done: int = number * sampler.ar_steps) -> None:
+                    if progress is not None:
+                        progress(done + step, len(mine) * sampler.ar_steps)
 
-            tokens = self._tokens([jobs[n] for n in chosen], sampler, report)
-            for n, row in zip(chosen, tokens, strict=True):
-                spec = jobs[n].spec
-                media[n] = self.tokenizer.decode(row[None, : spec.num_tokens], spec)[0].float().cpu()
+                tokens = self._tokens([jobs[n] for n in chosen], sampler, report)
+                for n, row in zip(chosen, tokens, strict=True):
+                    spec = jobs[n].spec
+                    media[n] = self.tokenizer.decode(row[None, : spec.num_tokens], spec)[0].float().cpu()
+        except BaseException:
+            ranks.gather(None)  # the others wait for what there is
+            raise
+        for rank, found in enumerate(ranks.gather(media)):
+            if found is None:
+                raise ElsewhereError(f"rank {rank} has not finished sampling")
+            media |= found
         return [media[n] for n in range(len(jobs))]
 
     def _tokens(self, jobs: Sequence[Job], sampler: Sampler, progress: Progress) -> Tensor:

@@ -161,11 +161,25 @@ class OptimConfig(Config):
     """linear rises from ema_decay towards 1 over the run, to 0.9999 at most."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the matrix products; losses, averages and solvers are always fp32."""
+    bad_steps: PositiveInt = 10
+    """A step whose loss or gradient is not finite is left out; after so many in a row the run stops."""
+
+
+class ComputeConfig(Config):
+    accumulate: PositiveInt = 1
+    """Parts that each process takes its share of a batch in, one after the other, to save memory."""
+    shard: bool = False
+    """Under torchrun, weights, averages, gradients and the optimiser's state are split over the processes (FSDP2);
+    else each has them whole (DDP)."""
+    recompute: bool = False
+    """Activation checkpointing: blocks compute again what they need on the way back, instead of keeping it."""
+    compile: bool = False
+    """torch.compile of the transformers' blocks; needs a C++ compiler on a CPU."""
 
 
 class BatchConfig(Config):
     size: PositiveInt
-    """Most items in a batch."""
+    """Most items in a batch, of all processes together."""
     tokens: PositiveInt | None = None
     """Most tokens in a batch, padding counted. Batches hold items of like length."""
     cache: bool = False
@@ -221,6 +235,7 @@ class Recipe(Config):
     loss: LossConfig = LossConfig()
     optim: OptimConfig
     batch: BatchConfig
+    compute: ComputeConfig = ComputeConfig()
     sample: SampleConfig = SampleConfig()
     run: RunConfig = RunConfig()
 
@@ -236,6 +251,8 @@ class Recipe(Config):
                 f"sample.guidance {self.sample.guidance} needs a model trained without its condition too: "
                 "set condition.drop above 0, or sample.guidance to 1"
             )
+        if self.compute.shard and self.optim.optimizer == "muon":
+            raise ValueError("optim.optimizer muon needs whole matrices: set compute.shard to false, or take adamw")
         if self.loss.generation == 0:
             raise ValueError("loss.generation 0 trains no head to sample with: set it above 0")
         return self

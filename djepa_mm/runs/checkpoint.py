@@ -6,6 +6,7 @@ A checkpoint is a folder `step-00001000` with
     averaged.safetensors    averaged weights and the tokenizer's statistics: all that generation reads
     online.safetensors      online weights
     training.safetensors    optimiser state and random states
+Of a model that is sharded over processes, each of the three is a folder of that name instead, with a file from each.
 
 `djepa_mm.weights` reads them; `djepa_mm.training.state` says what of a run goes where.
 """
@@ -16,14 +17,19 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed import checkpoint
+from torch.distributed.tensor import DTensor
 
-from djepa_mm.weights import FORMAT, checkpoints, read_state, read_tensors
+from djepa_mm.ranks import current
+from djepa_mm.runs.files import written_to
+from djepa_mm.weights import FORMAT, checkpoints, read_state, read_tensors, sha256
 
 FILES = ("averaged", "online", "training")
 
@@ -31,36 +37,62 @@ FILES = ("averaged", "online", "training")
 def save_checkpoint(
     folder: Path, recipe: str, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], keep: int
 ) -> Path:
-    """Write `folder`/step-…, whole or not at all, then delete all but the last `keep`.
+    """Write `folder`/step-…, whole or not at all, then delete all but the last `keep`. Every process takes part.
 
     recipe: YAML. state: ready for JSON, with `step`. tensors: by file, one of FILES, and name."""
-    folder.mkdir(parents=True, exist_ok=True)
+    ranks = current()
     target = folder / f"step-{state['step']:08d}"
     temporary = folder / f".{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        _write(temporary, recipe, state, tensors)
-    except BaseException:  # a full disk is not filled further
+
+    def begin() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        (temporary / "recipe.yaml").write_text(recipe, encoding="utf-8")
+
+    def write(name: str) -> None:
+        whole = {key: t.detach().cpu().contiguous() for key, t in tensors[name].items()}
+        save_file(whole, temporary / f"{name}.safetensors")
+
+    def end() -> None:
+        hashes = {path.relative_to(temporary).as_posix(): sha256(path) for path in _files(temporary)}
+        kept = {"format": FORMAT, "folder": _way_back(temporary), **state, "sha256": hashes}
+        (temporary / "state.json").write_text(json.dumps(kept, indent=2, ensure_ascii=False), encoding="utf-8")
+        for path in (*_files(temporary), *(path for path in temporary.iterdir() if path.is_dir()), temporary):
+            _sync(path)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        _sync(folder)
+        for old in checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+
+    try:
+        with written_to(folder):
+            ranks.agree(begin, first_only=True)
+            for name in FILES:
+                if any(isinstance(tensor, DTensor) for tensor in tensors[name].values()):
+                    write_sharded(temporary / name, tensors[name])
+                else:
+                    ranks.agree(partial(write, name), first_only=True)
+            ranks.agree(end, first_only=True)
+    except BaseException:  # a full disk is not filled further
+        if ranks.first:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
-    _sync(folder)
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
     return target
 
 
-def _write(temporary: Path, recipe: str, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    temporary.mkdir()
-    (temporary / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    text = json.dumps({"format": FORMAT, "folder": _way_back(temporary), **state}, indent=2, ensure_ascii=False)
-    (temporary / "state.json").write_text(text, encoding="utf-8")
-    for name in FILES:
-        whole = {key: t.detach().cpu().contiguous() for key, t in tensors[name].items()}
-        save_file(whole, temporary / f"{name}.safetensors")
-    for path in (*temporary.iterdir(), temporary):
-        _sync(path)
+def write_sharded(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Of every process what it has, as safetensors. Raises OSError."""
+    try:
+        checkpoint.save(
+            dict(tensors), storage_writer=checkpoint.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        )
+    except checkpoint.CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _way_back(checkpoint: Path) -> str:
@@ -83,7 +115,7 @@ def differences(one: Path, other: Path) -> list[str]:
             if key not in ours or key not in theirs or not torch.equal(ours[key], theirs[key])
         ]
     ours_, theirs_ = read_state(one), read_state(other)
-    keys = sorted((ours_.keys() | theirs_.keys()) - {"seconds", "folder"})
+    keys = sorted((ours_.keys() | theirs_.keys()) - {"seconds", "folder", "sha256"})
     return found + [f"state.{key}" for key in keys if ours_.get(key) != theirs_.get(key)]
 
 

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from djepa_mm.errors import UserError
+from djepa_mm.ranks import Ranks
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}  # of the disk, whatever the file
 
@@ -47,3 +49,26 @@ def check_writable(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "a file is in the way", str(there))
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, "permission denied", str(there))
+
+
+@contextmanager
+def only_run(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """In here no other run may use the folder, which is made. The lock ends with the process, however it ends.
+
+    Raises UserError where another has it."""
+    lock = FileLock(folder / ".lock", timeout=0)
+
+    def take() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"{folder}: another run is using this folder; wait for it, or choose --out") from None
+
+    ranks.agree(take, first_only=True)
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.rnn import pad_sequence
 
+from djepa_mm.core.djepa import Losses
 from djepa_mm.core.types import TokenBatch
+from djepa_mm.data.batches import Portion, Share
 from djepa_mm.data.check import check_media
 from djepa_mm.data.corpus import Corpus, Cursor
+from djepa_mm.data.drawing import item_seed
 from djepa_mm.errors import UserError
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.generation.request import Request
 from djepa_mm.media.sheet import sheet
+from djepa_mm.ranks import current, joined, launched, local_device, restarts
 from djepa_mm.recipe.build import build_model
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.recipe.schema import Recipe
 from djepa_mm.training.callbacks import Callback
 from djepa_mm.training.loop import Outcome, Trainer, check_folder
 from djepa_mm.training.optimizers import build_optimizers
-from djepa_mm.training.state import TrainState
-from djepa_mm.training.task import Group, Report, Update, autocast
-from djepa_mm.types import Progress, Source, Tokenizer
-from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_tensors
+from djepa_mm.training.state import SameCorpus, TrainState, load_module
+from djepa_mm.training.task import Group, Learned, Report, Update, autocast
+from djepa_mm.training.wrap import whole_weights, wrap
+from djepa_mm.types import MediaSpec, Progress, Source, Tokenizer
+from djepa_mm.weights import TOKENIZER, checkpoints, find_checkpoint, read_tensors
 
 # Keys by which weights mean what they mean, though no shape may tell; `None` is all keys of a section but FREE ones
 MEANING: dict[str, tuple[str, ...] | None] = {
@@ -51,6 +60,8 @@ class DJEPATask:
     def __init__(self, recipe: Recipe, *, device: torch.device, start: Path | None = None) -> None:
         self.recipe, self.device, self.start = recipe, device, start
         self.optim, self.settings = recipe.optim, recipe.run
+        self.ranks = current()
+        self.share = Share(rank=self.ranks.rank, world=self.ranks.world, parts=recipe.compute.accumulate)
         source = recipe.data.build()
         tokenizer = recipe.tokenizer.build()
         self._check_fit(source, tokenizer)
@@ -67,6 +78,8 @@ class DJEPATask:
         condition.fit(list(values.values()), [specs[index].num_tokens for index in values])
         self.pipeline = Pipeline(recipe, self.model, tokenizer, condition)
         self.online = self.model.online
+        self.wrapped = wrap(self.model, recipe.compute, self.ranks, device)
+        self._spare: TokenBatch | None = None
         self.state = TrainState(
             networks=self.model.online,
             averaged=self.model.averaged,
@@ -74,7 +87,7 @@ class DJEPATask:
             generator=torch.Generator(device).manual_seed(recipe.run.seed),
             device=device,
             tensors={TOKENIZER: tokenizer},
-            facts={"condition": condition},
+            facts={"condition": condition, "corpus": SameCorpus(self.corpus.identity())},
         )
         self.groups = {"model": Group(module=self.model.online, optimizers=self.state.optimizers)}
 
@@ -92,7 +105,7 @@ class DJEPATask:
             tensors = read_tensors(checkpoint, "averaged")
             found = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{TOKENIZER}.")}
             for module in (self.model.averaged, self.model.online):
-                load_weights(module, found, f"--from {checkpoint}")
+                load_module(module, found, f"--from {checkpoint}")
         self.corpus.fit_tokenizer()
 
     def prepare(self, progress: Progress) -> None:
@@ -100,23 +113,70 @@ class DJEPATask:
         if self.recipe.batch.cache:
             self.corpus.fill_cache(progress)
 
-    def batches(self, cursor: Cursor) -> Iterator[tuple[TokenBatch, Cursor]]:
-        for portions, after in self.corpus.batches(cursor):
-            for portion in portions:
-                if portion is not None:
-                    yield portion.batch, after
+    def batches(self, cursor: Cursor) -> Iterator[tuple[list[Portion | None], Cursor]]:
+        return self.corpus.batches(cursor, self.share)
 
-    def learn(self, batch: TokenBatch, update: Update, progress: float) -> Mapping[str, Tensor]:
-        with autocast(self.optim, self.device):
-            losses = self.model(batch.to(self.device), self.state.generator)
-        norm = update("model", losses.total)
-        return {"generation": losses.generation, "prediction": losses.prediction, "gradient_norm": norm}
+    def learn(self, batch: Sequence[Portion | None], update: Update, progress: float) -> Learned | None:
+        """Chance decides for the whole batch, in every process alike, and means are taken over all of it, so that it
+        makes no difference how many processes and parts it is dealt to."""
+        mine = [None if part is None else (part.places, part.grids) for part in batch]
+        items = {
+            place: grid
+            for parts in self.ranks.gather(mine)
+            for part in parts
+            if part is not None
+            for place, grid in zip(*part, strict=True)
+        }
+        if not items:
+            return None
+        number = {place: n for n, place in enumerate(sorted(items))}  # of broken items, there is nothing
+        grids = [items[place] for place in number]
+        valid, positions = places(grids)
+        draws = self.model.draw(valid.to(self.device), positions.to(self.device), self.state.generator)
+        among = int(draws.mask.masked.sum())
+        if self.ranks.world > 1 and self.recipe.model.dropout:
+            torch.manual_seed(item_seed(self.recipe.run.seed, self.state.step, self.ranks.rank))
+        sums = torch.zeros(2, device=self.device)
+
+        def losses() -> Iterator[Tensor]:
+            for n, part in enumerate(batch):
+                with self._gradients_stay_here(n < len(batch) - 1):
+                    with autocast(self.optim, self.device):
+                        if part is None:
+                            found = self._nothing()
+                        else:
+                            self._spare = part.batch
+                            own = draws.of([number[place] for place in part.places], part.batch.valid.shape[1])
+                            found = self.model.losses(part.batch, own, among=among, online=self.wrapped)
+                    sums.add_(torch.stack([found.generation, found.prediction]).detach())
+                    yield found.total * self.ranks.world  # over the processes, gradients are averaged
+
+        norm = update("model", losses())
+        self.ranks.add(sums)
+        terms = {"generation": sums[0], "prediction": sums[1], "gradient_norm": norm}
+        return Learned(terms=terms, items=len(grids), tokens=sum(math.prod(grid) for grid in grids))
+
+    def _nothing(self) -> Losses:
+        """Of a part of which no item could be read: zero, by way of the networks, for which the others wait."""
+        if self._spare is None:
+            raise RuntimeError("the first items of this process are all broken")
+        generator = torch.Generator(self.device).manual_seed(0)
+        draws = self.model.draw(self._spare.valid, self._spare.positions, generator)
+        found = self.model.losses(self._spare, draws, online=self.wrapped)
+        return Losses(total=found.total * 0, generation=found.generation * 0, prediction=found.prediction * 0)
+
+    def _gradients_stay_here(self, wanted: bool) -> AbstractContextManager[Any]:
+        """Until the last part of a batch, other processes need not know this one's gradients."""
+        return self.wrapped.no_sync() if wanted and isinstance(self.wrapped, DistributedDataParallel) else nullcontext()
 
     def write_samples(self, folder: Path, stem: str) -> list[Path]:
         """A sheet, and a file an item where it is not a picture."""
         if not self.examples:
             return []
-        items = self.pipeline.run(self.examples)
+        with whole_weights(self.model.averaged):
+            items = self.pipeline.run(self.examples)
+        if not self.ranks.first:
+            return []
         folder.mkdir(exist_ok=True)
         media, files = self.pipeline.tokenizer.media, [folder / f"{stem}.png"]
         sheet([media.preview(item) for item in items]).save(files[0])
@@ -128,11 +188,19 @@ class DJEPATask:
 
     def report(self) -> Report:
         left_out = getattr(self.corpus.source, "left_out", {})
-        return Report(items=len(self.corpus.source), broken=self.corpus.broken, left_out=left_out)
+        broken = {name: why for found in self.ranks.gather(self.corpus.broken) for name, why in found.items()}
+        return Report(items=len(self.corpus.source), broken=broken, left_out=left_out)
 
     def _requests(self) -> list[Request]:
         run = self.recipe.run
         return self.pipeline.examples(run.samples, run.texts, run.seed)
+
+
+def places(grids: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
+    """Of items by their grids -> valid (B, N) bool and positions (B, N, 3) of all of them as one batch."""
+    counts = torch.tensor([math.prod(grid) for grid in grids])
+    alone = [MediaSpec(grid=grid, shape=()).positions() for grid in grids]
+    return torch.arange(int(counts.max())) < counts[:, None], pad_sequence(alone, batch_first=True)
 
 
 def check_meaning(checkpoint: Path, recipe: Recipe, option: str) -> None:
@@ -167,21 +235,30 @@ def train(
 ) -> Outcome:
     """Train a recipe in the run folder `out`, from scratch or from the weights of the run or checkpoint `start`.
 
-    stop: ends the run when it is set, with a checkpoint. Raises UserError where `out` holds a run already, or none to
-    resume."""
+    stop: ends the run when it is set, with a checkpoint. Under torchrun, processes train together, and what torchrun
+    starts again goes on. Raises UserError where `out` holds a run already, or none to resume."""
     if resume and start is not None:
         raise UserError("--resume and --from: a run that goes on has its own weights; give one of the two")
-    check_folder(out, resume=resume)
-    if resume:
-        _check_resumable(find_checkpoint(out), recipe)
-    device = torch.device(device)
-    try:
-        task = DJEPATask(recipe, device=device, start=start)
-        return Trainer(task, out, resume=resume, console=console, callbacks=callbacks, stop=stop).run()
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"{device} is out of memory: lower batch.size ({recipe.batch.size}) or batch.tokens ({recipe.batch.tokens})"
-        ) from None
+    with joined() as ranks:
+        resume = resume or (restarts() > 0 and bool(checkpoints(out / "checkpoints")))
+        device = local_device() if launched() and torch.device(device).type == "cuda" else torch.device(device)
+
+        def prepare() -> Trainer:
+            check_folder(out, resume=resume)
+            if resume:
+                _check_resumable(find_checkpoint(out), recipe)
+            task = DJEPATask(recipe, device=device, start=start)
+            return Trainer(task, out, resume=resume, console=console, callbacks=callbacks, stop=stop)
+
+        try:
+            trainer = ranks.agree(prepare)
+            assert trainer is not None
+            return trainer.run()
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"{device} is out of memory: lower batch.size ({recipe.batch.size}) or batch.tokens "
+                f"({recipe.batch.tokens}), or raise compute.accumulate ({recipe.compute.accumulate})"
+            ) from None
 
 
 def _check_resumable(checkpoint: Path, recipe: Recipe) -> None:

@@ -4,28 +4,54 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
-@contextmanager
-def interruptible(stop: threading.Event | None = None) -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether the run shall end: on SIGINT, SIGTERM or the event. A second SIGINT is the
-    ordinary one. Signals reach the main thread alone; elsewhere only the event counts."""
-    caught: list[int] = []
 
-    def catch(number: int, _: Any) -> None:
-        caught.append(number)
+class Interrupted(BaseException):
+    """A signal has come while the run could be left where it was. No Exception, so that nobody takes it for a fault."""
+
+
+class Interrupts:
+    """What asks a run to end: SIGINT, SIGTERM, SIGUSR1 (which Slurm can send before the time is over), or an event.
+
+    A second SIGINT is the ordinary one. Signals reach the main thread alone; elsewhere only the event counts."""
+
+    def __init__(self, stop: threading.Event | None = None) -> None:
+        self.stop = stop
+        self._caught = self._waiting = False
+
+    def __bool__(self) -> bool:
+        return self._caught or (self.stop is not None and self.stop.is_set())
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """In here, signals are caught."""
+        main = threading.current_thread() is threading.main_thread()
+        old = {number: signal.signal(number, self._catch) for number in SIGNALS} if main else {}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def ending_this(self) -> Iterator[None]:
+        """In here, a signal raises Interrupted at once, and so does one that has come before."""
+        self._waiting = True
+        try:
+            if self:
+                raise Interrupted
+            yield
+        finally:
+            self._waiting = False
+
+    def _catch(self, number: int, _: Any) -> None:
+        self._caught = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def stopped() -> bool:
-        return bool(caught) or (stop is not None and stop.is_set())
-
-    main = threading.current_thread() is threading.main_thread()
-    old = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
-    try:
-        yield stopped
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        if self._waiting:
+            self._waiting = False
+            raise Interrupted

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from djepa_mm.core.averaging import update_average, warmed_decay
 from djepa_mm.data.corpus import Cursor
 from djepa_mm.errors import UserError
 from djepa_mm.precision import without_slow_bf16
+from djepa_mm.ranks import ElsewhereError, current
 from djepa_mm.recipe.load import dump_recipe
-from djepa_mm.runs.files import check_writable, written_to
+from djepa_mm.runs.files import check_writable, only_run, written_to
 from djepa_mm.runs.log import append_log, cut_log, run_bar
 from djepa_mm.training.callbacks import Callback
-from djepa_mm.training.interrupts import interruptible
+from djepa_mm.training.interrupts import Interrupted, Interrupts
 from djepa_mm.training.optimizers import average_decay, learning_rate, weight_decay_share
-from djepa_mm.training.task import Task
+from djepa_mm.training.task import Learned, Task
 from djepa_mm.weights import checkpoints, find_checkpoint
 
 
@@ -35,6 +39,54 @@ class Outcome:
     run: Path
     step: int
     finished: bool  # False where it was interrupted, with a checkpoint saved
+
+
+RATES = {"gradient_norm", "left_out", "steps_per_s", "items_per_s", "tokens_per_s", "data_wait", "memory_mib"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """learned: with terms in fp32. finite: False where the step was left out. waited, took: seconds for data, and for
+    the rest."""
+
+    learned: Learned
+    finite: bool
+    waited: float
+    took: float
+
+
+class Window:
+    """Steps from one line of the log to the next."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.began = time.monotonic()
+
+    def row(self) -> dict[str, float]:
+        """Means of the terms over the steps that count, and rates."""
+        counted = [step.learned.terms for step in self.steps if step.finite] or [self.steps[-1].learned.terms]
+        seconds, waited = time.monotonic() - self.began, sum(step.waited for step in self.steps)
+        return {
+            **{name: torch.stack([terms[name] for terms in counted]).mean().item() for name in counted[0]},
+            "left_out": sum(not step.finite for step in self.steps),
+            "steps_per_s": len(self.steps) / seconds,
+            "items_per_s": sum(step.learned.items for step in self.steps) / seconds,
+            "tokens_per_s": sum(step.learned.tokens for step in self.steps) / seconds,
+            "data_wait": waited / (waited + sum(step.took for step in self.steps)),
+            "memory_mib": memory_mib(),
+        }
+
+
+def memory_mib() -> float:
+    """Most memory that this process has held: of the GPU where one is used, else of the machine, where it tells."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:  # as on Windows
+        return 0.0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 class Trainer:
@@ -56,8 +108,10 @@ class Trainer:
     ) -> None:
         """Loads the newest checkpoint of `out` where it is resumed. stop: ends the run when it is set, as a signal
         does. Raises UserError where `out` holds a run already, or none to resume."""
-        self.task, self.state, self.out = task, task.state, out
-        self.console, self.callbacks, self.stop = console or Console(quiet=True), callbacks, stop
+        self.task, self.state, self.out, self.ranks = task, task.state, out, current()
+        self.console = console if console is not None and self.ranks.first else Console(quiet=True)
+        self.callbacks, self.interrupts = callbacks, Interrupts(stop)
+        self.bad_steps, self._finite = 0, True  # in a row; of this step
         check_folder(out, resume=resume)
         if resume:
             self.state.load(find_checkpoint(out))
@@ -69,53 +123,49 @@ class Trainer:
             if not resume:
                 task.begin(progress)
             task.prepare(progress)
+        self._began = time.monotonic() - self.state.seconds
 
     def run(self) -> Outcome:
         """Train to the end of the recipe, or to an interrupt; either way a checkpoint is left."""
-        with written_to(self.out):
+        with written_to(self.out), only_run(self.out, self.ranks), self.interrupts.heard():
             return self._run()
 
     def _run(self) -> Outcome:
-        from torch.utils.tensorboard import SummaryWriter  # a second to import
-
         state, settings = self.state, self.task.settings
-        self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "recipe.yaml").write_text(dump_recipe(self.task.recipe), encoding="utf-8")
-        cut_log(self.out / "log.jsonl", state.step)
-        board = SummaryWriter(str(self.out / "tensorboard"), purge_step=state.step or None)
+        if self.ranks.first:
+            (self.out / "recipe.yaml").write_text(dump_recipe(self.task.recipe), encoding="utf-8")
+            cut_log(self.out / "log.jsonl", state.step)
         batches = self.task.batches(state.cursor)
         for group in self.task.groups.values():
             group.module.train()
-        began = time.monotonic() - state.seconds
-        window: list[Mapping[str, Tensor]] = []
-        window_began = time.monotonic()
-        with interruptible(self.stop) as stopped, run_bar(self.console, "training", self.progress) as advance, board:
-            while not self.done and not stopped():
+        window, stopped = Window(), False
+        with run_bar(self.console, "training", self.progress) as advance, self._board() as board:
+            while not self.done:
                 try:
-                    window.append(self.one_step(batches))
-                except UserError:  # too much broken data, or a gradient that is not finite: keep what was learned
+                    window.steps.append(self.one_step(batches))
+                except Interrupted:
+                    stopped = True
+                    break
+                except UserError:  # too much broken data, or no finite gradient any more: keep what was learned
                     self._write_report()
                     if state.step:
                         self.save()
                     raise
-                state.seconds = time.monotonic() - began
                 advance(self.progress)
                 self._tell("on_step", state.step, self.progress)
                 if state.step % settings.log_every == 0 or self.done:
-                    per_second = len(window) / (time.monotonic() - window_began)
-                    advance(self.progress, self._log(board, window, per_second))
-                    window, window_began = [], time.monotonic()
+                    advance(self.progress, self._log(board, window.row()))
+                    window = Window()
                 if settings.sample_every and state.step % settings.sample_every == 0 and not self.done:
                     self.write_samples()
                 if state.step % settings.save_every == 0 and not self.done:
                     self.save()
-                began = time.monotonic() - state.seconds  # samples and checkpoints are not training time
-            finished = not stopped()
+                self._began = time.monotonic() - state.seconds  # samples and checkpoints are not training time
             folder = self.save()
         self._write_report()
-        if finished:
+        if not stopped:
             self.write_samples()
-        self.console.print(f"{'finished' if finished else 'stopped'} at step {state.step}; checkpoint {folder}")
+        self.console.print(f"{'stopped' if stopped else 'finished'} at step {state.step}; checkpoint {folder}")
         report = self.task.report()
         if report.broken:
             name, reason = next(iter(report.broken.items()))
@@ -123,7 +173,27 @@ class Trainer:
                 f"skipped {len(report.broken)} broken of {report.items} items, such as {name}: "
                 f"{reason}; all are named in {self.out / 'report.json'}"
             )
-        return Outcome(run=self.out, step=state.step, finished=finished)
+        return Outcome(run=self.out, step=state.step, finished=not stopped)
+
+    def _next(self, batches: Iterator[tuple[Any, Cursor]]) -> tuple[Any, Cursor]:
+        """The next batch, and its cursor. All processes agree on the clock, and whether the run shall end: then it
+        raises Interrupted."""
+        random = self.state.generator.get_state()
+        found, error = None, None
+        try:
+            with self.interrupts.ending_this():
+                found = next(batches)
+        except Interrupted:
+            pass
+        except UserError as mistake:
+            error = mistake
+        self.ranks.check(error)
+        signs = self.ranks.gather((found is None or bool(self.interrupts), time.monotonic() - self._began))
+        self.state.seconds = signs[0][1]
+        if found is None or any(stop for stop, _ in signs):
+            self.state.generator.set_state(random)  # the batch will be read again
+            raise Interrupted
+        return found
 
     def _tell(self, event: str, *what: Any) -> None:
         """Call what waits for it; where that fails, what was learned is kept all the same."""
@@ -131,7 +201,8 @@ class Trainer:
             for callback in self.callbacks:
                 getattr(callback, event)(*what)
         except Exception:
-            self.save()
+            if self.ranks.world == 1:  # others would not come to save
+                self.save()
             raise
 
     @property
@@ -145,28 +216,58 @@ class Trainer:
     def done(self) -> bool:
         return self.progress >= 1
 
-    def one_step(self, batches: Iterator[tuple[Any, Cursor]]) -> Mapping[str, Tensor]:
-        """Learn from the next batch and move the averages -> what the log shows, scalars."""
-        batch, cursor = next(batches)
+    def one_step(self, batches: Iterator[tuple[Any, Cursor]]) -> Step:
+        """Learn from the next batch in which anything can be used, and move the averages -> what the log shows.
+
+        Raises Interrupted where the run shall end, and UserError."""
+        asked, learned = time.monotonic(), None
+        while learned is None:
+            batch, cursor = self._next(batches)
+            began = time.monotonic()
+            learned = self._learn(batch)
+            self.state.cursor = cursor
+        self.state.step += 1
+        self.state.seconds = self._clock()
+        self.bad_steps = 0 if self._finite else self.bad_steps + 1
+        if self.bad_steps >= self.task.optim.bad_steps:
+            raise UserError(
+                f"step {self.state.step}: loss or gradient have not been finite for {self.bad_steps} steps, which were "
+                f"left out; lower optim.lr ({self.task.optim.lr}) and resume"
+            )
+        terms = {name: value.detach().float() for name, value in learned.terms.items()}
+        took, learned = time.monotonic() - began, replace(learned, terms=terms)
+        return Step(learned=learned, finite=self._finite, waited=began - asked, took=took)
+
+    def _learn(self, batch: Any) -> Learned | None:
         optim, progress = self.task.optim, self.progress
         lr, share = learning_rate(optim, self.state.step, progress), weight_decay_share(optim, progress)
         for group in (group for optimizer in self.state.optimizers for group in optimizer.param_groups):
             group["lr"] = lr
             group["weight_decay"] = group.setdefault("full_weight_decay", group["weight_decay"]) * share
-        terms = self.task.learn(batch, self._update, progress)
-        decay = warmed_decay(self.state.step, average_decay(optim, progress))
-        update_average(self.state.averaged, self.task.online, decay)
-        self.state.step, self.state.cursor = self.state.step + 1, cursor
-        return {name: value.detach().float() for name, value in terms.items()}
+        self._finite = True
+        learned = self.task.learn(batch, self._update, progress)
+        if learned is not None and self._finite:
+            decay = warmed_decay(self.state.step, average_decay(optim, progress))
+            update_average(self.state.averaged, self.task.online, decay)
+        return learned
 
-    def _update(self, group: str, loss: Tensor) -> Tensor:
+    def _clock(self) -> float:
+        """Seconds of training, as the first process counts them: only there is it read between two agreements."""
+        return time.monotonic() - self._began if self.ranks.world == 1 else self.state.seconds
+
+    def _update(self, group: str, losses: Iterable[Tensor]) -> Tensor:
         optim, chosen = self.task.optim, self.task.groups[group]
         chosen.module.zero_grad()
-        loss.backward()
+        total = torch.zeros((), device=self.state.device)
+        for loss in losses:
+            loss.backward()
+            total += loss.detach()
+        self.ranks.add(total)
         norm = nn.utils.clip_grad_norm_(chosen.module.parameters(), optim.clip)
-        if not bool(norm.isfinite()):
-            step = self.state.step
-            raise UserError(f"step {step}: the gradient is {norm.item()}; lower optim.lr ({optim.lr}) and resume")
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not bool(norm.isfinite() & total.isfinite()):
+            self._finite = False
+            return norm
         with without_slow_bf16(self.state.device):
             for optimizer in chosen.optimizers:
                 optimizer.step()
@@ -174,24 +275,41 @@ class Trainer:
 
     # --- what the run leaves
 
-    def _log(self, board: Any, window: Sequence[Mapping[str, Tensor]], per_second: float) -> str:
+    @contextmanager
+    def _board(self) -> Iterator[Any]:
+        """TensorBoard's writer; None in all processes but the first."""
+        if not self.ranks.first:
+            yield None
+            return
+        from torch.utils.tensorboard import SummaryWriter  # a second to import
+
+        with SummaryWriter(str(self.out / "tensorboard"), purge_step=self.state.step or None) as board:
+            yield board
+
+    def _log(self, board: Any, figures: Mapping[str, float]) -> str:
         """Add a line to log.jsonl and TensorBoard's -> what to show of it."""
-        means = {name: torch.stack([terms[name] for terms in window]).mean().item() for name in window[0]}
         lr = self.state.optimizers[0].param_groups[0]["lr"]
-        row = {"step": self.state.step, **means, "lr": lr, "steps_per_s": per_second, "seconds": self.state.seconds}
-        append_log(self.out / "log.jsonl", row)
-        for key, value in row.items():
-            if key != "step":
-                board.add_scalar(key, value, self.state.step)
+        row = {"step": self.state.step, **figures, "lr": lr, "seconds": self.state.seconds}
+        if self.ranks.first:
+            append_log(self.out / "log.jsonl", row)
+            for key, value in row.items():
+                if key != "step":
+                    board.add_scalar(key, value, self.state.step)
         self._tell("on_log", row)
-        losses = "  ".join(f"{name} {value:.4f}" for name, value in means.items() if name != "gradient_norm" and value)
-        return f"step {self.state.step}/{self.task.optim.steps}  {losses}  {per_second:.2f} steps/s"
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if name not in RATES and value)
+        left_out = f"  {figures['left_out']:.0f} steps left out: not finite" if figures["left_out"] else ""
+        waiting = f"  {figures['data_wait']:.0%} waiting for data" if figures["data_wait"] > 0.1 else ""
+        rates = f"{figures['steps_per_s']:.2f} steps/s  {figures['items_per_s']:.4g} items/s"
+        return f"step {self.state.step}/{self.task.optim.steps}  {losses}  {rates}{waiting}{left_out}"
 
     def write_samples(self) -> None:
-        """What the averaged weights give now, in the folder `samples`; it draws nothing from the run's random state."""
-        with torch.random.fork_rng(devices=[]):
+        """What the averaged weights give now, in the folder `samples`; it draws nothing from the run's random state. A
+        signal ends it at once."""
+        files = None
+        with torch.random.fork_rng(devices=[]), suppress(Interrupted, ElsewhereError), self.interrupts.ending_this():
             files = self.task.write_samples(self.out / "samples", f"step-{self.state.step:08d}")
-        self._tell("on_samples", files)
+        if files:
+            self._tell("on_samples", files)
 
     def save(self) -> Path:
         """Write a checkpoint now -> its folder."""
@@ -204,6 +322,8 @@ class Trainer:
     def _write_report(self) -> None:
         """JSON: how many items there are, how many were left out and why, and every broken one with its reason."""
         found = self.task.report()
+        if not self.ranks.first:
+            return
         report = {
             "items": found.items,
             "left_out": dict(found.left_out),

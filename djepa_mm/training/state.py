@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from djepa_mm.data.corpus import Cursor
 from djepa_mm.errors import Notice, UserError
@@ -64,7 +65,7 @@ class TrainState:
         }
 
     def save(self, folder: Path, recipe: str, keep: int) -> Path:
-        """Write a checkpoint in `folder` -> its own folder."""
+        """Write a checkpoint in `folder` -> its own folder. Every process has to take part."""
         tensors = {
             file: {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.state().items()}
             for file, parts in self.parts().items()
@@ -82,6 +83,8 @@ class TrainState:
                 own = {name.removeprefix(prefix): found.pop(name) for name in list(found) if name.startswith(prefix)}
                 parts[prefix].load_state(own)
         for name, facts in self.facts.items():
+            if name == "corpus" and name not in state:  # of older ones
+                continue
             try:
                 facts.load_state(state[name])
             except UserError as error:
@@ -103,7 +106,7 @@ class Weights:
         return self.module.state_dict()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        load_weights(self.module, state, str(self.origin))
+        load_module(self.module, state, str(self.origin))
 
 
 @dataclass
@@ -129,7 +132,26 @@ class Moments:
                 prefix = f"{names[parameter]}."
                 moments = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
                 if moments:  # none of a network that has not been trained yet
-                    optimizer.state[parameter] = {key: value.to(self.device) for key, value in moments.items()}
+                    optimizer.state[parameter] = {
+                        key: laid_out(value.to(self.device), parameter) for key, value in moments.items()
+                    }
+
+
+def laid_out(whole: Tensor, like: Tensor) -> Tensor:
+    """A tensor that is the same in every process, split over them as `like` is, if it is and has that shape."""
+    if not isinstance(like, DTensor) or whole.shape != like.shape:
+        return whole
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def load_module(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Whole weights into a network that may be sharded. Raises UserError, naming `origin`, where they do not fit."""
+    own = module.state_dict()
+    split = {
+        name: laid_out(tensor.to(own[name].device), own[name]) if name in own else tensor
+        for name, tensor in tensors.items()
+    }
+    load_weights(module, split, origin)
 
 
 @dataclass
@@ -174,3 +196,21 @@ class Constant:
         for key, here in self.value.items():
             if state[key] != here:
                 raise UserError(f"its {self.name}.{key} is {state[key]!r}, here {here!r}; make them agree")
+
+
+@dataclass
+class SameCorpus:
+    """What tells a corpus from another. A run may go on with another one, but not without a word."""
+
+    identity: Mapping[str, Any]
+
+    def state(self) -> Mapping[str, Any]:
+        return self.identity
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        differs = [
+            f"{key} {state.get(key)} then, {here} now" for key, here in self.identity.items() if state.get(key) != here
+        ]
+        if differs:
+            what = ", ".join(differs)
+            warnings.warn(f"the corpus is not what it was ({what}): the run goes on with other batches", Notice, 2)

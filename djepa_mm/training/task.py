@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,10 @@ from djepa_mm.types import Config, Progress
 class Update(Protocol):
     """One step of the optimisers of one of the task's groups."""
 
-    def __call__(self, group: str, loss: Tensor) -> Tensor:
-        """-> the norm of the gradient. Raises UserError where it is not finite."""
+    def __call__(self, group: str, losses: Iterable[Tensor]) -> Tensor:
+        """losses: of the parts of the batch, each of which is gone back from before the next is asked for.
+
+        -> the norm of the gradient. Where it or a loss is not finite, nothing moves."""
         ...
 
 
@@ -41,6 +43,15 @@ class Report:
     items: int
     broken: Mapping[str, str]
     left_out: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """What a step gives the log: terms, the gradient's norm among them, and how much was learned from."""
+
+    terms: Mapping[str, Tensor]
+    items: int
+    tokens: int
 
 
 class RunSettings(Protocol):
@@ -95,11 +106,12 @@ class Task(Protocol):
         ...
 
     def batches(self, cursor: Cursor) -> Iterator[tuple[Any, Cursor]]:
-        """Batches without end from a place in the data on, each with the place that follows it."""
+        """Batches without end from a place in the data on, or what of them this process learns from, each with the
+        place that follows it."""
         ...
 
-    def learn(self, batch: Any, update: Update, progress: float) -> Mapping[str, Tensor]:
-        """Losses of a batch and one update from them -> what the log shows, the gradient's norm among it."""
+    def learn(self, batch: Any, update: Update, progress: float) -> Learned | None:
+        """Losses of a batch and one update from them; None where nothing in it can be used."""
         ...
 
     def write_samples(self, folder: Path, stem: str) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from djepa_mm.data.recordings import Recordings
 from djepa_mm.errors import UserError
 from djepa_mm.media.mel import HOP_SAMPLES, LogMel
 from djepa_mm.media.sounds import Sounds
+from djepa_mm.ranks import launched
 from djepa_mm.recipe.schema import OptimConfig
 from djepa_mm.recipe.vocoder import VocoderRecipe
 from djepa_mm.speech.vocoders.fourier import FourierVocoder
@@ -32,7 +33,7 @@ from djepa_mm.speech.vocoders.losses import (
 from djepa_mm.training.callbacks import Callback
 from djepa_mm.training.loop import Outcome, Trainer, check_folder
 from djepa_mm.training.state import Constant, TrainState
-from djepa_mm.training.task import Group, Report, Update, autocast
+from djepa_mm.training.task import Group, Learned, Report, Update, autocast
 from djepa_mm.types import Progress
 
 
@@ -78,7 +79,7 @@ class VocoderTask:
         while True:
             yield self.recordings.segments(batch.size, batch.frames * HOP_SAMPLES, self.state.generator), cursor
 
-    def learn(self, batch: Tensor, update: Update, progress: float) -> Mapping[str, Tensor]:
+    def learn(self, batch: Tensor, update: Update, progress: float) -> Learned:
         loss, real = self.recipe.loss, batch.to(self.device)
         log_mel = self.log_mel(real)
         with autocast(self.optim, self.device):
@@ -93,13 +94,13 @@ class VocoderTask:
             with autocast(self.optim, self.device):
                 seen = self.discriminators(theirs)
                 detected = detection(self.discriminators([spectrum.detach() for spectrum in ours]), seen)
-            update("discriminators", detected)
+            update("discriminators", [detected])
             with autocast(self.optim, self.device):
                 judged = deception(self.discriminators(ours), [[layer.detach() for layer in layers] for layers in seen])
             verdict, features = judged.verdict, judged.features
             total = total + loss.verdict * verdict + loss.features * features
-        norm = update("vocoder", total)
-        return {
+        norm = update("vocoder", [total])
+        terms = {
             "spectral": spectral,
             "mel": mel,
             "verdict": verdict,
@@ -107,6 +108,7 @@ class VocoderTask:
             "detection": detected,
             "gradient_norm": norm,
         }
+        return Learned(terms=terms, items=len(real), tokens=len(real) * self.recipe.batch.frames)
 
     def write_samples(self, folder: Path, stem: str) -> list[Path]:
         """The corpus' first clip through the vocoder, to hear and to see; once as it is."""
@@ -147,6 +149,8 @@ def train_vocoder(
     stop: threading.Event | None = None,
 ) -> Outcome:
     """Train a vocoder in the run folder `out`. Raises UserError where it holds a run already, or none to resume."""
+    if launched():
+        raise UserError("a vocoder is trained in one process: start it without torchrun")
     check_folder(out, resume=resume)
     device = torch.device(device)
     try:

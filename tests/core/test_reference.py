@@ -53,7 +53,7 @@ def test_features_and_losses_are_the_authors(name: str, tmp_path: Path) -> None:
     if name != "mar":
         target = model.target_features(batch, torch.zeros(len(z), dtype=torch.bool))
         torch.testing.assert_close(target, values["target"], **CLOSE)
-        loss = prediction_loss(model.averaged.projector(z[masked]), target[masked])
+        loss = prediction_loss(model.averaged.projector(z[masked]), target[masked]).mean()
         torch.testing.assert_close(loss, values["prediction_loss"][0], **CLOSE)
     x, features, t, noise = (values[f"head_{key}"] for key in ("x", "z", "t", "noise"))
     if name == "djepa-flow":

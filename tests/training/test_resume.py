@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -141,14 +142,14 @@ def test_fewer_items_and_batches_of_another_size_are_resumed(pictures: Path, tmp
     train(load_recipe("digits", flipping(pictures, **{"optim.steps": 2})), tmp_path / "run")
     for n in range(4):
         (pictures / f"class{n % 2}" / f"{n}.png").unlink()
-    outcome = train(
-        load_recipe("digits", flipping(pictures, **{"optim.steps": 5, "batch.size": 6})), tmp_path / "run", resume=True
-    )
+    recipe = load_recipe("digits", flipping(pictures, **{"optim.steps": 5, "batch.size": 6}))
+    with pytest.warns(Notice, match="the corpus is not what it was .items 10 then, 6 now, names"):
+        outcome = train(recipe, tmp_path / "run", resume=True)
     assert (outcome.step, outcome.finished) == (5, True)
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
-    recipe = load_recipe("digits", {**SMALL, "tokenizer.channels": 1, "optim.steps": 5})
+    recipe = load_recipe("digits", {**SMALL, "tokenizer.channels": 1, "optim.steps": 9, "optim.bad_steps": 3})
 
     class Poison(djepa_mm.Callback):
         def on_step(self, step: int, progress: float) -> None:
@@ -156,9 +157,31 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_a_checkpoint(tmp_path: 
                 torch.nn.init.constant_(next(task.online.parameters()), float("inf"))
 
     task = DJEPATask(recipe, device=torch.device("cpu"))
-    with pytest.raises(UserError, match=r"^step 2: the gradient is nan; lower optim\.lr \([\d.e-]+\) and resume$"):
+    with pytest.raises(
+        UserError, match=r"^step 5: loss or gradient .* for 3 steps.*; lower optim\.lr \([\d.e-]+\) and resume$"
+    ):
         Trainer(task, tmp_path / "run", callbacks=[Poison()]).run()
-    assert find_checkpoint(tmp_path / "run").name == "step-00000002"
+    assert find_checkpoint(tmp_path / "run").name == "step-00000005"
+
+
+def test_a_step_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
+    """One batch of many: weights and averages stay, it is counted, and the run goes on."""
+    recipe = load_recipe("digits", {**SMALL, "tokenizer.channels": 1, "optim.steps": 4, "run.log_every": 2})
+    task = DJEPATask(recipe, device=torch.device("cpu"))
+    trainer = Trainer(task, tmp_path / "run")
+    batches = task.batches(task.state.cursor)
+    states = [{name: tensor.clone() for name, tensor in task.model.state_dict().items()}]
+    for step in range(3):
+        ((portion,), cursor) = next(batches)
+        if step == 1:
+            portion.batch.tokens[0, 0, 0] = torch.nan
+        found = trainer.one_step(iter([([portion], cursor)]))
+        assert found.finite == (step != 1)
+        states.append({name: tensor.clone() for name, tensor in task.model.state_dict().items()})
+    same = [all(torch.equal(a[name], b[name]) for name in a) for a, b in itertools.pairwise(states)]
+    assert same == [False, True, False]
+    assert all(tensor.isfinite().all() for tensor in states[-1].values())
+    assert task.state.step == 3
 
 
 def test_a_run_may_be_moved(tmp_path: Path) -> None:
@@ -228,8 +251,8 @@ print(outcome.step, outcome.finished)
     result = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, start_new_session=True, check=False
     )
-    assert result.stdout.split() == ["1", "False"], result.stderr
-    assert find_checkpoint(tmp_path / "run").name == "step-00000001"
+    assert result.stdout.split() == ["0", "False"], result.stderr
+    assert find_checkpoint(tmp_path / "run").name == "step-00000000"
 
 
 def test_an_interrupt_does_not_break_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,8 @@ def test_clips_of_many_lengths_and_sizes_in_one_batch(tmp_path: Path) -> None:
     recipe = small("clips", *overrides)
     run_, task = trainer(recipe, tmp_path / "run")
     assert sorted(spec.grid for spec in task.corpus.specs.values()) == [(2, 2, 2), (3, 4, 2), (4, 2, 3), (6, 1, 1)]
-    batch, _ = next(task.batches(task.state.cursor))
+    ((portion,), _) = next(task.batches(task.state.cursor))
+    batch = portion.batch
     assert sorted(batch.valid.sum(1).tolist()) == [6, 8, 24, 24]
     run_.run()
     pipeline = Pipeline.load(tmp_path / "run")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from djepa_mm.core.heads.guidance import guided
 from djepa_mm.core.heads.mlp import DenoisingMLP
+from djepa_mm.core.types import Noising
 
 DiffusionSolver = Literal["ddpm", "dpm-solver++"]
 TRAIN_STEPS = 1000
@@ -52,6 +53,7 @@ class DiffusionHead(nn.Module):
         self.mlp = DenoisingMLP(
             in_channels=token_dim, out_channels=2 * token_dim, condition_width=feature_width, width=width, blocks=blocks
         )
+        self.token_dim = token_dim
         self.repeats, self.solver_steps, self.solver = repeats, solver_steps, solver
         self.largest_token = largest_token
 
@@ -60,11 +62,16 @@ class DiffusionHead(nn.Module):
         state_dict.pop(f"{prefix}alpha_bar", None)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def loss(self, z: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, count: int, generator: torch.Generator) -> Noising:
+        """For so many tokens; times are steps of training, from 0."""
+        shape, where = (self.repeats, count), generator.device
+        noise = torch.randn(*shape, self.token_dim, generator=generator, device=where)
+        return Noising(noise=noise, time=torch.randint(TRAIN_STEPS, shape, generator=generator, device=where))
+
+    def loss(self, z: Tensor, target: Tensor, drawn: Noising) -> Tensor:
         """z (M, D), target (M, C) -> mean squared error of ε plus the variance's variational bound, (M,) fp32."""
         z, x = z.repeat(self.repeats, 1), target.float().repeat(self.repeats, 1)
-        noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
-        step = torch.randint(TRAIN_STEPS, (len(x),), generator=generator, device=generator.device).to(x.device)
+        noise, step = drawn.noise.flatten(0, 1).to(x.device), drawn.time.flatten().to(x.device)
         error, bound = self.terms(z, x, step, noise)
         return (error + bound).view(self.repeats, -1).mean(0)
 

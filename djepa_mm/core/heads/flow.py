@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from djepa_mm.core.heads.guidance import guided
 from djepa_mm.core.heads.mlp import DenoisingMLP
+from djepa_mm.core.types import Noising
 
 FlowSolver = Literal["euler", "heun"]
 TimeSampling = Literal["uniform", "logit-normal"]
@@ -53,6 +54,7 @@ class FlowHead(nn.Module):
         self.mlp = DenoisingMLP(
             in_channels=token_dim, out_channels=token_dim, condition_width=feature_width, width=width, blocks=blocks
         )
+        self.token_dim = token_dim
         self.repeats, self.time_sampling, self.time_mean = repeats, time_sampling, time_mean
         self.solver_steps, self.solver, self.time_shift = solver_steps, solver, time_shift
         self.predicts, self.time_scale = predicts, time_scale
@@ -64,15 +66,20 @@ class FlowHead(nn.Module):
             return out
         return (out - x_t) / (1 - time[:, None] / self.time_scale).clamp_min(LEAST_LEFT)
 
-    def loss(self, z: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, count: int, generator: torch.Generator) -> Noising:
+        """For so many tokens; times in [0, 1]."""
+        shape, where = (self.repeats, count), generator.device
+        noise = torch.randn(*shape, self.token_dim, generator=generator, device=where)
+        if self.time_sampling == "uniform":
+            return Noising(noise=noise, time=torch.rand(*shape, generator=generator, device=where))
+        logit = torch.randn(*shape, generator=generator, device=where) + self.time_mean
+        return Noising(noise=noise, time=logit.sigmoid())
+
+    def loss(self, z: Tensor, target: Tensor, drawn: Noising) -> Tensor:
         """z (M, D), target (M, C) -> mean squared error of the velocity, (M,) fp32."""
         z, x = z.repeat(self.repeats, 1), target.float().repeat(self.repeats, 1)
-        noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
-        if self.time_sampling == "uniform":
-            t = torch.rand(len(x), 1, generator=generator, device=generator.device)
-        else:
-            t = (torch.randn(len(x), 1, generator=generator, device=generator.device) + self.time_mean).sigmoid()
-        return self.error(z, x, t.to(x.device), noise).view(self.repeats, -1).mean(0)
+        noise, t = drawn.noise.flatten(0, 1).to(x.device), drawn.time.reshape(-1, 1).to(x.device)
+        return self.error(z, x, t, noise).view(self.repeats, -1).mean(0)
 
     def error(self, z: Tensor, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """z (M, D), x and noise (M, C), t (M, 1) in [0, 1] -> mean squared error of the velocity, (M,)."""

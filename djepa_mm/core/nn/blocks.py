@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from djepa_mm.core.nn.attention import Attention, Heads
 from djepa_mm.core.nn.positions import Rotary
@@ -62,7 +63,12 @@ class TwoStreamBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`depth` blocks and a final LayerNorm."""
+    """`depth` blocks and a final LayerNorm.
+
+    recompute: in training, what a block has computed is not kept but computed again on the way back (activation
+    checkpointing), which takes a third more time and a fraction of the memory."""
+
+    recompute = False
 
     def __init__(
         self,
@@ -85,7 +91,10 @@ class Transformer(nn.Module):
         """x (B, S, D), condition first; valid (B, S) bool or None for all -> (B, S, D)."""
         mask = None if valid is None else valid[:, None, None, :]
         for block in self.blocks:
-            x = block(x, condition_length, mask, rotary)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, condition_length, mask, rotary, use_reentrant=False)
+            else:
+                x = block(x, condition_length, mask, rotary)
         return self.norm(x)
 
 

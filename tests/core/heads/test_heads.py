@@ -203,7 +203,7 @@ def test_the_scale_of_time_is_what_the_embedding_sees(scale: float) -> None:
     head.sample(torch.zeros(3, 2), noise=lambda: torch.ones(3, 2))
     assert seen == pytest.approx([0, scale / 4, scale / 2, 3 * scale / 4])
     seen.clear()
-    head.loss(torch.zeros(50, 2), torch.zeros(50, 2), rng())
+    head.loss(torch.zeros(50, 2), torch.zeros(50, 2), head.draw(50, rng()))
     assert scale / 2 < max(seen) <= scale
 
 
@@ -294,7 +294,7 @@ def fitted(kind: type, options: dict[str, str], steps: int = 500):
         component = torch.randint(2, (256,), generator=generator)
         z = torch.nn.functional.one_hot(component, 2).float()
         optimizer.zero_grad()
-        head.loss(z, mixture(component, generator), generator).mean().backward()
+        head.loss(z, mixture(component, generator), head.draw(256, generator)).mean().backward()
         optimizer.step()
         schedule.step()
     return head

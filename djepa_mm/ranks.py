@@ -1,0 +1,115 @@
+"""The processes that work together, as torchrun starts them. A process that is alone is a world of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from djepa_mm.errors import UserError
+
+T = TypeVar("T")
+
+
+class ElsewhereError(UserError):
+    """A mistake that another process has found, and tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """One of `world` processes. What they exchange goes through the CPU, never through an accelerator."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this one speaks for all: it writes what is written once, and shows how it goes."""
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """Every process' value, by rank; each has to ask."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def add(self, values: Tensor) -> None:
+        """Each number becomes the sum of every process' one."""
+        if self.world > 1:
+            dist.all_reduce(values)
+
+    def agree(self, work: Callable[[], T], *, first_only: bool = False) -> T | None:
+        """What `work` gives here, once all have done it, or the first alone where that is asked for.
+
+        Raises its own UserError where one arose here, else ElsewhereError where one arose elsewhere, so that nobody
+        waits for a process that has given up."""
+        if self.world == 1:
+            return work()
+        result, error = None, None
+        if self.first or not first_only:
+            try:
+                result = work()
+            except UserError as found:
+                error = found
+        self.check(error)
+        return result
+
+    def check(self, error: UserError | None) -> None:
+        """Raises the error that this process has found, else one that another has."""
+        found = self.gather(None if error is None else str(error))
+        if error is not None:
+            raise error
+        for rank, message in enumerate(found):
+            if message is not None:
+                raise ElsewhereError(f"rank {rank}: {message}")
+
+
+ALONE = Ranks()
+
+
+def launched() -> bool:
+    """Whether torchrun, or what sets the same variables, has started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def restarts() -> int:
+    """How often torchrun has started these processes again after one of them had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def current() -> Ranks:
+    """This process among those that have joined."""
+    if dist.is_available() and dist.is_initialized():
+        return Ranks(dist.get_rank(), dist.get_world_size())
+    return ALONE
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """In here, processes that torchrun has started are joined."""
+    if not launched() or dist.is_initialized():
+        yield current()
+        return
+    gpus = torch.cuda.is_available()
+    if gpus:
+        torch.cuda.set_device(local_device())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    try:
+        yield current()
+    finally:
+        dist.destroy_process_group()
+
+
+def local_device() -> torch.device:
+    """The accelerator of this process, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

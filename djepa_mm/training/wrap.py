@@ -1,0 +1,61 @@
+"""The networks made ready for several processes, for less memory, or for speed: torch's own wrappers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
+
+from djepa_mm.core.djepa import DJEPA
+from djepa_mm.core.nn.blocks import Transformer, TwoStreamBlock
+from djepa_mm.ranks import Ranks
+from djepa_mm.recipe.schema import ComputeConfig
+
+
+def wrap(model: DJEPA, compute: ComputeConfig, ranks: Ranks, device: torch.device) -> nn.Module:
+    """The online networks as training calls them. Shards the model, where that is asked for, in place."""
+    for transformer in (module for module in model.modules() if isinstance(module, Transformer)):
+        transformer.recompute = compute.recompute
+        if compute.compile:
+            for block in transformer.blocks:
+                block.compile(dynamic=True)
+    if ranks.world == 1:
+        return model.online
+    if compute.shard:
+        mesh = init_device_mesh(device.type, (ranks.world,))
+        for networks in (model.online, model.averaged):
+            for transformer in (module for module in networks.modules() if isinstance(module, Transformer)):
+                for block in transformer.blocks:
+                    fully_shard(block, mesh=mesh)
+            fully_shard(networks, mesh=mesh, reshard_after_forward=networks is model.averaged)
+        register_fsdp_forward_method(model.averaged, "encode")
+        return model.online
+    last = model.online.predictor.stack.transformer.blocks[-1]  # of two streams, nothing comes of the condition's half
+    unused = model.prediction_weight == 0 or isinstance(last, TwoStreamBlock)
+    return DistributedDataParallel(
+        model.online,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=unused,
+    )
+
+
+@contextmanager
+def whole_weights(networks: nn.Module) -> Iterator[None]:
+    """In here every process has all of a sharded network's weights, and may use them as often as it likes."""
+    sharded = [module for module in networks.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.set_reshard_after_forward(True, recurse=False)
+            module.reshard()
