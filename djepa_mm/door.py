@@ -24,6 +24,7 @@ from djepa_mm.generation.files import Generated, Results
 from djepa_mm.generation.pipeline import Pipeline, with_sampling
 from djepa_mm.generation.request import Request
 from djepa_mm.layout import EXTENSIONS
+from djepa_mm.ranks import launched, local_device
 from djepa_mm.recipe.load import Overrides, load_recipe
 from djepa_mm.recipe.schema import Recipe, schema_class
 from djepa_mm.runs.log import run_console
@@ -275,9 +276,9 @@ def extend(folder: Path | str) -> None:
 
 
 def find_device(name: torch.device | str) -> torch.device:
-    """By name: auto, cpu, cuda or cuda:N. Raises UserError where there is none."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """By name: auto, cpu, cuda or cuda:N; torchrun gives each process its own. Raises UserError where there is none."""
+    if name == "auto" or (name == "cuda" and launched()):
+        return local_device()
     try:
         device = torch.device(name)
     except RuntimeError:

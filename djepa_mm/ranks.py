@@ -101,7 +101,10 @@ def joined() -> Iterator[Ranks]:
     gpus = torch.cuda.is_available()
     if gpus:
         torch.cuda.set_device(local_device())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    store, rank, world = next(dist.rendezvous("env://"))
+    # torchrun's store outlives a restart, and what the processes before had left in it would keep these apart
+    store = dist.PrefixStore(f"attempt {restarts()}", store)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=world)
     try:
         yield current()
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, TextIO
 
@@ -61,11 +62,16 @@ app.add_typer(vocoder.app, name="vocoder")
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2."""
     warnings.showwarning = _show
+    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, it speaks for all
+    if not first:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         _check_none_empty(sys.argv[1:])
-        app(args=[_expanded(word) for word in sys.argv[1:]])
+        with _together():
+            app(args=[_expanded(word) for word in sys.argv[1:]])
     except UserError as error:
-        sys.stderr.write(f"djepa-mm: {error}\n")
+        if first:
+            sys.stderr.write(f"djepa-mm: {error}\n")
         sys.exit(2)
     except BrokenPipeError:  # whoever read what was printed is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,6 +81,15 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _together() -> AbstractContextManager[object]:
+    """Processes that torchrun has started are joined."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return nullcontext()
+    from djepa_mm.ranks import joined  # seconds to import
+
+    return joined()
 
 
 def _check_none_empty(words: list[str]) -> None:
@@ -102,5 +117,7 @@ def _show(
     line: str | None = None,
 ) -> None:
     """A line on stderr for what the user should know; other warnings as Python writes them."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     usual = warnings.formatwarning(message, category, filename, lineno, line)
     sys.stderr.write(f"djepa-mm: {message}\n" if category is Notice else usual)

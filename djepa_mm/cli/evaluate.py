@@ -65,6 +65,7 @@ def evaluate(
 
     from djepa_mm.door import load
     from djepa_mm.evaluate.report import report
+    from djepa_mm.ranks import current
     from djepa_mm.runs.files import check_writable
 
     check_finite(guidance=guidance, temperature=temperature)
@@ -88,6 +89,8 @@ def evaluate(
             command=shlex.join(["djepa-mm", *sys.argv[1:]]),
             progress=progress,
         )
+    if not current().first:
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     console().print(report(figures))

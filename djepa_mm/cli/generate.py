@@ -84,6 +84,7 @@ def generate(
     """Generate from a trained run: a file an item, a sheet and a page of all."""
     from djepa_mm.door import load
     from djepa_mm.generation.files import check_suffix, clear_generated, write_results
+    from djepa_mm.ranks import current
     from djepa_mm.runs.files import check_writable
 
     check_finite(seconds=seconds, rate=rate, guidance=guidance, temperature=temperature)
@@ -114,6 +115,8 @@ def generate(
             batch_size=batch,
             progress=progress,
         )
+    if not current().first:
+        return
     folder = out
     if folder is None:  # the run's own, of which nothing older is left
         folder = run_of(run) / "generated"

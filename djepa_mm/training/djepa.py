@@ -25,7 +25,7 @@ from djepa_mm.errors import UserError
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.generation.request import Request
 from djepa_mm.media.sheet import sheet
-from djepa_mm.ranks import current, joined, launched, local_device, restarts
+from djepa_mm.ranks import current, joined, restarts
 from djepa_mm.recipe.build import build_model
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.recipe.schema import Recipe
@@ -241,7 +241,7 @@ def train(
         raise UserError("--resume and --from: a run that goes on has its own weights; give one of the two")
     with joined() as ranks:
         resume = resume or (restarts() > 0 and bool(checkpoints(out / "checkpoints")))
-        device = local_device() if launched() and torch.device(device).type == "cuda" else torch.device(device)
+        device = torch.device(device)
 
         def prepare() -> Trainer:
             check_folder(out, resume=resume)

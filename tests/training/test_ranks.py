@@ -1,0 +1,209 @@
+"""Several processes under torchrun, on one machine, talking through gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from support import ROOT
+
+import djepa_mm
+from djepa_mm.core.djepa import Draws, Losses
+from djepa_mm.data.batches import Share
+from djepa_mm.errors import UserError
+from djepa_mm.generation.pipeline import Pipeline
+from djepa_mm.recipe.load import load_recipe
+from djepa_mm.training.djepa import DJEPATask, places
+from djepa_mm.weights import find_checkpoint, read_tensors
+
+SMALL = {
+    "model.width": 32, "model.depth": 2, "model.heads": 2, "model.dropout": 0.0, "head.width": 16, "head.blocks": 1,
+    "head.steps": 2, "batch.size": 10, "sample.steps": 2, "optim.minutes": None, "optim.precision": "fp32",
+    "optim.schedule": "constant", "optim.ema_schedule": "constant", "optim.warmup_steps": 2, "run.log_every": 1,
+    "run.sample_every": None, "run.samples": 4,
+}  # fmt: skip
+TOGETHER = """
+import json, sys
+import djepa_mm
+from djepa_mm.ranks import joined
+with joined():
+    for out, overrides, resume in json.loads(sys.argv[1]):
+        djepa_mm.train(djepa_mm.load_recipe("digits", overrides), out, resume=resume, device="cpu", progress=False)
+"""
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+CLOSE = 1e-5
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def agree(one: Path, other: Path) -> bool:
+    """Losses and gradients, at every step."""
+    ours, theirs = rows(one), rows(other)
+    terms = ("generation", "prediction", "gradient_norm")
+    pairs = [(a[name], b[name]) for a, b in zip(ours, theirs, strict=True) for name in terms]
+    return all(a == pytest.approx(b, rel=CLOSE) for a, b in pairs)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of twelve steps in one process."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    djepa_mm.train(load_recipe("digits", {**SMALL, "optim.steps": 12}), out, device="cpu", progress=False)
+    return out
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two processes: DDP to the end, FSDP2 to its sixth step, with a batch in parts."""
+    folder = tmp_path_factory.mktemp("together")
+    runs = [
+        ("ddp", {**SMALL, "optim.steps": 12}, False),
+        ("fsdp", {**SMALL, "optim.steps": 6, "compute.shard": True, "compute.accumulate": 2}, False),
+    ]
+    command = [*TORCHRUN, "--no-python", sys.executable, "-c", TOGETHER, json.dumps(runs)]
+    result = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder
+
+
+def test_two_processes_learn_what_one_does(alone: Path, together: Path) -> None:
+    assert agree(alone, together / "ddp")
+    ours, theirs = (read_tensors(find_checkpoint(run), "averaged") for run in (alone, together / "ddp"))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_sharded_in_two_and_then_gone_on_alone(alone: Path, together: Path) -> None:
+    """Each has a file of the sharded checkpoint, which one process reads, and goes on with."""
+    run = together / "fsdp"
+    checkpoint = find_checkpoint(run)
+    assert len(list((checkpoint / "averaged").glob("*.safetensors"))) == 2
+    pipeline = Pipeline.load(run)
+    assert len(pipeline(pipeline.requests(count=1))) == 10
+    recipe = load_recipe("digits", {**SMALL, "optim.steps": 12, "compute.shard": True})
+    djepa_mm.train(recipe, run, resume=True, device="cpu", progress=False)
+    assert agree(alone, run)
+    shard = next((checkpoint / "averaged").glob("*00001*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged checkpoint .*its hash differs"):
+        Pipeline.load(checkpoint)
+
+
+def test_a_killed_process_is_started_again_and_a_signal_saves(alone: Path, tmp_path: Path) -> None:
+    """One of two dies by SIGKILL: torchrun starts both again, and they go on. Then SIGTERM to one of them."""
+    overrides = {**SMALL, "optim.steps": 100_000, "run.save_every": 2}
+    words = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    options = [word for one in words for word in ("--set", one)]
+    run = tmp_path / "run"
+    command = [*TORCHRUN, "--max-restarts", "1", "-m", "djepa_mm", "train", "digits", "--out", str(run), *options]
+    with (tmp_path / "said").open("w") as said:
+        agent = subprocess.Popen([*command, "--device", "cpu"], env=environment(), stdout=said, stderr=said)
+    try:
+        killed = _after_step(3, run, agent)
+        os.kill(killed[1], signal.SIGKILL)
+        _until(lambda: _workers(agent) not in ([], killed) and len(_workers(agent)) == 2, agent)
+        workers = _after_step(12, run, agent)
+        os.kill(workers[1], signal.SIGTERM)
+        agent.wait(60)
+    finally:
+        agent.kill()
+        for worker in _workers(agent):
+            os.kill(worker, signal.SIGKILL)
+    last = rows(run)[-1]["step"]
+    assert find_checkpoint(run).name == f"step-{last:08d}"
+    assert [row["step"] for row in rows(run)] == list(range(1, int(last) + 1))
+    for ours, theirs in zip(rows(alone), rows(run), strict=False):
+        assert theirs["generation"] == pytest.approx(ours["generation"], rel=CLOSE)
+    assert f"stopped at step {last}" in (tmp_path / "said").read_text()
+
+
+def _workers(agent: subprocess.Popen[bytes]) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(agent.pid)], capture_output=True, text=True, check=False)
+    return [int(number) for number in found.stdout.split()]
+
+
+def _until(condition, agent: subprocess.Popen[bytes]) -> None:
+    for _ in range(900):
+        if condition():
+            return
+        assert agent.poll() is None, "the processes have ended"
+        time.sleep(0.1)
+    raise AssertionError("waited in vain")
+
+
+def _after_step(step: int, run: Path, agent: subprocess.Popen[bytes]) -> list[int]:
+    """The processes, once the run has logged so many steps."""
+    _until(lambda: (run / "log.jsonl").exists() and len((run / "log.jsonl").read_text().splitlines()) >= step, agent)
+    return _workers(agent)
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_parts_are_of_equal_work_and_together_all() -> None:
+    lengths = torch.randint(1, 500, (61,), generator=torch.Generator().manual_seed(0)).tolist()
+    parts = [part for rank in range(4) for part in Share(rank=rank, world=4, parts=2).deal(lengths)]
+    assert sorted(place for part in parts for place in part) == list(range(61))
+    assert {len(part) for part in parts} <= {7, 8}
+    work = [sum(lengths[place] for place in part) for part in parts]
+    assert max(work) < 1.25 * min(work)
+    assert Share().deal(lengths) == [list(range(61))]
+
+
+@pytest.mark.parametrize("changes", [{}, {"mask.horizon": 5, "mask.orders": ["raster", "frames"]}])
+def test_parts_losses_add_up_to_the_wholes(changes: dict[str, object]) -> None:
+    task = DJEPATask(load_recipe("digits", {**SMALL, **changes}), device=torch.device("cpu"))
+    ((whole,), _) = next(task.corpus.batches(task.state.cursor))
+    assert whole is not None
+    valid, positions = places(whole.grids)
+    assert torch.equal(positions, whole.batch.positions)
+    draws = task.model.draw(valid, positions, torch.Generator().manual_seed(1))
+    among = int(draws.mask.masked.sum())
+    task.model.eval()
+
+    def losses(portions: Iterator[tuple[object, Draws]]) -> list[Losses]:
+        return [task.model.losses(batch, own, among=among) for batch, own in portions]  # type: ignore[arg-type]
+
+    (expected,) = losses(iter([(whole.batch, draws)]))
+    cut, _ = next(task.corpus.batches(task.state.cursor, Share(parts=3)))
+    found = losses((part.batch, draws.of(part.places, part.batch.valid.shape[1])) for part in cut if part is not None)
+    torch.testing.assert_close(sum(one.total for one in found), expected.total)
+    torch.testing.assert_close(sum(one.prediction for one in found), expected.prediction)
+
+
+def test_recomputing_changes_nothing(alone: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("digits", {**SMALL, "optim.steps": 12, "compute.recompute": True, "compute.accumulate": 3})
+    djepa_mm.train(recipe, tmp_path / "run", device="cpu", progress=False)
+    assert agree(alone, tmp_path / "run")
+
+
+def test_sharded_muon_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"optim\.optimizer muon needs whole matrices: set compute\.shard to false"):
+        load_recipe("digits", {"compute.shard": True, "optim.optimizer": "muon"})
+
+
+def test_a_second_run_in_a_folder_is_refused(tmp_path: Path) -> None:
+    class Second(djepa_mm.Callback):
+        def on_step(self, step: int, progress: float) -> None:
+            with pytest.raises(UserError, match=r"another run is using this folder; wait for it"):
+                djepa_mm.train(recipe, tmp_path / "run", device="cpu", progress=False)
+
+    recipe = load_recipe("digits", {**SMALL, "optim.steps": 1})
+    djepa_mm.train(recipe, tmp_path / "run", device="cpu", progress=False, callbacks=[Second()])
+    assert not (tmp_path / "run" / ".lock").exists()
