@@ -146,7 +146,9 @@ class DJEPATask:
                             found = self._nothing()
                         else:
                             self._spare = part.batch
-                            own = draws.of([number[place] for place in part.places], part.batch.valid.shape[1])
+                            own = draws
+                            if len(part.places) < len(items):
+                                own = draws.of([number[place] for place in part.places], part.batch.valid.shape[1])
                             found = self.model.losses(part.batch, own, among=among, online=self.wrapped)
                     sums.add_(torch.stack([found.generation, found.prediction]).detach())
                     yield found.total * self.ranks.world  # over the processes, gradients are averaged
