@@ -28,7 +28,8 @@ START = """
 import json, sys, time
 import torch, torchvision.transforms.functional
 from torch.utils.data import DataLoader
-from djepa_mm.data.corpus import Corpus, _Reading
+from djepa_mm.data.corpus import Corpus
+from djepa_mm.data.reading import Reading
 from djepa_mm.recipe.load import load_recipe
 overrides, read = json.loads(sys.argv[1]), int(sys.argv[2])
 recipe = load_recipe("pictures", overrides)
@@ -47,7 +48,7 @@ def private(_):
 most = 0
 if read:
     rows = [[(n, 0) for n in range(start, start + 100)] for start in range(0, read, 100)]
-    loader = DataLoader(_Reading(source, {}), batch_sampler=rows, num_workers=2, collate_fn=private)
+    loader = DataLoader(Reading(source), batch_sampler=rows, num_workers=2, collate_fn=private)
     most = max(loader)
 print(json.dumps({"items": len(source), "seconds": seconds, "private_mib": most}))
 """

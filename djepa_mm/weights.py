@@ -180,6 +180,17 @@ class VAETokens:
     in training. Nothing is learned of a corpus, for scale and shift belong to the VAE."""
 
     config: VAEConfig
+    vae: Any
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 of the VAE's weights and of its own configuration, which may hold the scale of its latents."""
+        config = {key: value for key, value in dict(self.vae.config).items() if not key.startswith("_")}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.vae.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def posterior(self, media: Tensor) -> tuple[Tensor, Tensor]:
         """(B, *shape) -> mean and deviation of the tokens, (B, N, C) each."""

@@ -16,6 +16,7 @@ from djepa_mm.cli import data, recipes, vocoder
 from djepa_mm.cli.demo import demo
 from djepa_mm.cli.doctor import doctor
 from djepa_mm.cli.edit import edit
+from djepa_mm.cli.encode import encode
 from djepa_mm.cli.evaluate import evaluate
 from djepa_mm.cli.export import export
 from djepa_mm.cli.generate import generate
@@ -50,7 +51,7 @@ def common(
     """Generate images, video and speech with one model family, D-JEPA: train a recipe, then generate from the run."""
 
 
-for verb in (train, generate, edit, evaluate, tokens, info, doctor, demo):
+for verb in (train, encode, generate, edit, evaluate, tokens, info, doctor, demo):
     app.command()(verb)
 app.command("import")(import_)
 app.command()(export)

@@ -57,8 +57,23 @@ class Portion:
 class Encoded:
     """The tokens of one item, and the size of its media."""
 
-    tokens: Tensor  # (N, C)
+    tokens: Tensor  # (N, C); where they can be drawn at each reading, their mean
     spec: MediaSpec
+    deviation: Tensor | None = None  # (N, C), where they can be drawn
+
+    def drawn(self, seed: int, device: torch.device) -> Tensor:
+        """(N, C) on the device: the tokens, or those that the seed draws."""
+        if self.deviation is None:
+            return self.tokens.to(device)
+        noise = torch.randn(self.tokens.shape, generator=torch.Generator().manual_seed(seed)).to(device)
+        return self.tokens.to(device) + self.deviation.to(device) * noise
+
+    def cpu(self) -> Encoded:
+        """With memory of its own, for it may be a row of many."""
+        rows = (None if one is None else one.cpu().clone() for one in (self.tokens, self.deviation))
+        tokens, deviation = rows
+        assert tokens is not None
+        return Encoded(tokens, self.spec, deviation)
 
 
 Content = Tensor | Encoded | str  # media, their tokens, or the reason why there are none
@@ -94,8 +109,13 @@ class Batcher:
             return None
         encoded = self._encoded(whole)
         counts = [len(one.tokens) for one in encoded]
+        drawn = tokenizer_draws(self.tokenizer)
+        tokens = [
+            one.drawn(item.seed, self.device) if drawn else one.tokens.to(self.device)
+            for one, item in zip(encoded, whole, strict=True)
+        ]
         batch = TokenBatch(
-            tokens=pad_sequence([one.tokens for one in encoded], batch_first=True),
+            tokens=pad_sequence(tokens, batch_first=True),
             positions=pad_sequence([one.spec.positions() for one in encoded], batch_first=True),
             valid=torch.arange(max(counts)) < torch.tensor(counts)[:, None],
             condition=self.condition.encode([item.value for item in whole], counts),
@@ -115,27 +135,34 @@ class Batcher:
         return True
 
     def _encoded(self, items: Sequence[Read]) -> list[Encoded]:
-        """Media of one shape are encoded together. Their sizes are those that were read, whatever the headers said."""
-        contents = [item.content for item in items]
-        found = {n: content for n, content in enumerate(contents) if isinstance(content, Encoded)}
-        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for n, content in enumerate(contents):
-            if isinstance(content, Tensor):
-                alike[tuple(content.shape)].append(n)
-        for shape, group in alike.items():
-            spec = self.tokenizer.spec_of(shape)
-            media = torch.stack([contents[n] for n in group])  # type: ignore[misc]  # tensors, all of them
-            tokens = self._tokens(media.to(self.device), [items[n].seed for n in group])
-            found.update({n: Encoded(row, spec) for n, row in zip(group, tokens, strict=True)})
-        return [found[n] for n in range(len(contents))]
+        """Their sizes are those that were read, whatever the headers said."""
+        found = {n: item.content for n, item in enumerate(items) if isinstance(item.content, Encoded)}
+        media = {n: item.content for n, item in enumerate(items) if isinstance(item.content, Tensor)}
+        found.update(zip(media, encode(self.tokenizer, list(media.values()), self.device), strict=True))
+        return [found[n] for n in range(len(items))]
 
-    def _tokens(self, media: Tensor, seeds: Sequence[int]) -> Tensor:
-        """(B, *shape) -> (B, N, C); where they are drawn, each item's by its own seed."""
-        if not tokenizer_draws(self.tokenizer):
-            return self.tokenizer.encode(media)
-        mean, deviation = self.tokenizer.posterior(media)
-        noise = [torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return mean + deviation * torch.stack(noise).to(mean)
+
+def encode(
+    tokenizer: Tokenizer, media: Sequence[Tensor], device: torch.device, at_once: int | None = None
+) -> list[Encoded]:
+    """Media without a batch axis -> their tokens on the device, with a deviation where these are drawn.
+
+    Those of one shape are encoded together, `at_once` or all of them."""
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for n, one in enumerate(media):
+        alike[tuple(one.shape)].append(n)
+    found: dict[int, Encoded] = {}
+    for shape, group in alike.items():
+        spec = tokenizer.spec_of(shape)
+        step = at_once or len(group)
+        for some in (group[start : start + step] for start in range(0, len(group), step)):
+            stacked = torch.stack([media[n] for n in some]).to(device)
+            if tokenizer_draws(tokenizer):
+                rows = zip(*tokenizer.posterior(stacked), strict=True)
+                found.update({n: Encoded(mean, spec, std) for n, (mean, std) in zip(some, rows, strict=True)})
+            else:
+                found.update({n: Encoded(row, spec) for n, row in zip(some, tokenizer.encode(stacked), strict=True)})
+    return [found[n] for n in range(len(media))]
 
 
 def tokenizer_draws(tokenizer: object) -> TypeGuard[DrawnTokens]:

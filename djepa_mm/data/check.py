@@ -9,7 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 from rich.table import Table
 from torch import Tensor
 
+from djepa_mm.data.batches import Encoded
 from djepa_mm.data.corpus import Corpus
+from djepa_mm.data.reading import Kept, KeptCorpus
 from djepa_mm.recipe.schema import Recipe
 from djepa_mm.types import ConditionKind, MediaSpec, Progress, Source, Tokenizer, UserError
 
@@ -45,6 +47,8 @@ def check_corpus(recipe: Recipe, progress: Progress) -> tuple[Table, bool]:
     """Table to print, and whether every item can be read."""
     source, tokenizer, condition = recipe.data.build(), recipe.tokenizer.build(), recipe.condition.build()
     check_media(source, tokenizer)
+    if isinstance(source, KeptCorpus):
+        source.check(recipe, tokenizer)
     condition.bind(source)
     lenient = recipe.batch.model_copy(update={"max_broken_share": 1.0})
     corpus = Corpus(source, tokenizer, condition, lenient)
@@ -52,17 +56,21 @@ def check_corpus(recipe: Recipe, progress: Progress) -> tuple[Table, bool]:
     remarks: dict[str, list[str]] = defaultdict(list)  # names of items by what there is to say of them
     sizes: Counter[tuple[int, int]] = Counter()
     for done, index in enumerate(corpus.specs):
-        item = corpus.read(index)
-        if item is not None:
-            read[index] = tokenizer.spec_of(tuple(item.media.shape))
-            if item.media.dim() == 1:
-                for remark in sound_remarks(item.media):
-                    remarks[remark].append(item.entry.name)
+        content, name = corpus.read(index), source.entry(index).name
+        if isinstance(content, Encoded):
+            read[index] = content.spec
+            for reading in range(source.readings if isinstance(source, Kept) else 0):
+                source.tokens(index, reading)  # raises UserError where they are damaged
+        if isinstance(content, Tensor):
+            read[index] = tokenizer.spec_of(tuple(content.shape))
+            if content.dim() == 1:
+                for remark in sound_remarks(content):
+                    remarks[remark].append(name)
             if isinstance(source, KnowsSizes):
                 height, width = source.file_size(index)
                 sizes[height, width] += 1
-                if height < item.media.shape[-2] or width < item.media.shape[-1]:
-                    remarks["smaller than data.size, so enlarged"].append(item.entry.name)
+                if height < content.shape[-2] or width < content.shape[-1]:
+                    remarks["smaller than data.size, so enlarged"].append(name)
         progress(done + 1, len(corpus.specs))
     for index, remark in _of_length(condition, corpus, read):
         remarks[remark].append(source.entry(index).name)

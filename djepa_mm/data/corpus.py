@@ -4,39 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from djepa_mm.data.batches import (
-    ALL,
-    Batcher,
-    Content,
-    Encoded,
-    Portion,
-    Read,
-    Share,
-    deaf_to_interrupts,
-    leave_interrupts,
-    tokenizer_draws,
-)
+from djepa_mm.data.batches import ALL, Batcher, Encoded, Portion, Read, Share, deaf_to_interrupts, leave_interrupts
 from djepa_mm.data.compact import Alike
 from djepa_mm.data.drawing import BEFORE, TOKENS, drawing, item_seed
+from djepa_mm.data.reading import Kept, KeptCorpus, Memory, Reading, Row, content_of, draws, every_reading, readings_of
 from djepa_mm.recipe.schema import BatchConfig
-from djepa_mm.types import (
-    BrokenItem,
-    ConditionKind,
-    Item,
-    MediaSpec,
-    Progress,
-    Source,
-    Tokenizer,
-    UserError,
-)
+from djepa_mm.types import BrokenItem, ConditionKind, MediaSpec, Progress, Source, Tokenizer, UserError
 
 BUCKET_BATCHES = 32  # items of this many batches are sorted by length together
 
@@ -71,7 +53,7 @@ class Corpus:
         self.broken: dict[str, str] = {}
         self.specs: Alike[MediaSpec] = Alike(len(source))  # as the headers say; broken items are not in it
         self.values: Alike[Any] = Alike(len(source))  # of the condition, likewise
-        self._cache: dict[int, Encoded] = {}
+        self.reading: Source | Kept = source  # or the cache of it
         self._names = hashlib.sha256()
         of_shape: dict[tuple[int, ...], MediaSpec] = {}
         for index in range(len(source)):
@@ -88,11 +70,10 @@ class Corpus:
         if not self.specs:
             raise UserError(f"the corpus has no readable item among {len(source)}: {self._example()}")
         self._check_share()
-        if config.cache and (source_draws(source) or tokenizer_draws(tokenizer)):
-            drawn = "data.flip or data.window" if source_draws(source) else "tokenizer.sample"
+        if config.cache and (setting := draws(source)):
             raise UserError(
-                f"batch.cache keeps one reading of each item, but this recipe draws anew at each reading ({drawn}): "
-                "set batch.cache to false, or let it draw nothing"
+                f"batch.cache keeps every reading of an item, but by {setting} this corpus has too many of them: set "
+                "batch.cache to false, or let it draw nothing"
             )
 
     def identity(self) -> dict[str, Any]:
@@ -101,32 +82,42 @@ class Corpus:
 
     # --- reading
 
-    def read(self, index: int) -> Item | None:
-        """The item, or None where it is broken; the report then names it."""
+    def read(self, index: int) -> Tensor | Encoded | None:
+        """The media of an item or its kept tokens, or None where it is broken; the report then names it."""
         try:
             with drawing(item_seed(self.seed, BEFORE, index)):
-                return self.source.read(index)
+                return content_of(self.source, index)
         except BrokenItem as error:
             self._report(self.source.entry(index).name, str(error))
             self._check_share()
             return None
 
     def fit_tokenizer(self, most: int = 1000) -> None:
-        """Let the tokenizer learn its statistics from up to `most` items, evenly spread over the corpus."""
+        """Let the tokenizer learn its statistics from up to `most` items, evenly spread over the corpus; kept tokens
+        come with those that they were made by."""
+        if isinstance(self.source, KeptCorpus):
+            self.tokenizer.load_state(self.source.statistics)
+            return
         indices = list(self.specs)
         indices = indices[:: max(1, len(indices) // most)][:most]
-        items = (self.read(index) for index in indices)
-        self.tokenizer.fit(item.media for item in items if item is not None)
+        contents = (self.read(index) for index in indices)
+        self.tokenizer.fit(media for media in contents if isinstance(media, Tensor))
 
     def fill_cache(self, progress: Progress | None = None) -> None:
-        """Tokenize every item once and keep the tokens."""
-        for done, index in enumerate(self.specs):
-            item = self.read(index)
-            if item is not None:
-                tokens = self.tokenizer.encode(item.media[None].to(self.device))[0].cpu()
-                self._cache[index] = Encoded(tokens, self.tokenizer.spec_of(tuple(item.media.shape)))
+        """Tokenize every reading of each item once and keep the tokens."""
+        memory = Memory(readings_of(self.source))
+        blocks = ([index] for index in self.specs)
+        reading = every_reading(
+            self.source, self.tokenizer, blocks, seed=self.seed, device=self.device, workers=self.config.workers
+        )
+        for index, item in reading:
+            memory.items[index] = item
+            if isinstance(item, str):
+                self._report(self.source.entry(index).name, item)
+                self._check_share()
             if progress is not None:
-                progress(done + 1, len(self.specs))
+                progress(len(memory.items), len(self.specs))
+        self.reading = memory
 
     # --- batches
 
@@ -167,13 +158,13 @@ class Corpus:
         while True:
             plan = self.plan(epoch)[skip:]
             loader = DataLoader(
-                _Reading(self.source, self._cache),
+                Reading(self.reading),
                 batch_sampler=(
                     [(batch[n], item_seed(self.seed, epoch, batch[n])) for n in part]
                     for batch in plan
                     for part in self._deal(batch, share)
                 ),
-                num_workers=0 if self._cache else self.config.workers,
+                num_workers=0 if isinstance(self.reading, Memory) else self.config.workers,
                 collate_fn=list,
                 worker_init_fn=leave_interrupts,
                 generator=torch.Generator(),  # of its own, so that it draws nothing from the run's random state
@@ -192,8 +183,12 @@ class Corpus:
     def _deal(self, batch: Sequence[int], share: Share) -> list[list[int]]:
         return share.deal([self.specs[index].num_tokens for index in batch])
 
-    def _portion(self, rows: Sequence[_Row], places: Sequence[int], epoch: int) -> Portion | None:
-        known = len(self.broken)
+    def _portion(self, rows: Sequence[Row], places: Sequence[int], epoch: int) -> Portion | None:
+        known, contents = len(self.broken), []
+        for row in rows:
+            if isinstance(row.content, UserError):
+                raise row.content
+            contents.append(row.content)
         portion = self.batcher.portion(
             [
                 Read(
@@ -201,9 +196,9 @@ class Corpus:
                     place=place,
                     value=self.values[row.index],
                     seed=item_seed(self.seed, epoch, row.index, TOKENS),
-                    content=row.content,
+                    content=content,
                 )
-                for row, place in zip(rows, places, strict=True)
+                for row, content, place in zip(rows, contents, places, strict=True)
             ]
         )
         if len(self.broken) > known:
@@ -236,53 +231,3 @@ class Corpus:
             "reasons": self.broken,
         }
         path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@runtime_checkable
-class ReadsAhead(Protocol):
-    """A source that reads several items faster than one after the other."""
-
-    def read_all(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Iterable[Item | BrokenItem]:
-        """Each item, or why it cannot be read. seeds: of what is drawn of each."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """What a reading process hands over: the media, their cached tokens, or the reason why there are none."""
-
-    index: int
-    content: Content
-
-
-class _Reading(Dataset[_Row]):
-    def __init__(self, source: Source, cache: dict[int, Encoded]) -> None:
-        self.source, self.cache = source, cache
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitems__(self, wanted: list[tuple[int, int]]) -> list[_Row]:
-        """A batch at once, by index and seed: sources that can read ahead do so."""
-        if self.cache or not isinstance(self.source, ReadsAhead):
-            return [self[one] for one in wanted]
-        indices, seeds = [index for index, _ in wanted], [seed for _, seed in wanted]
-        return [
-            _Row(index, str(item) if isinstance(item, BrokenItem) else item.media)
-            for index, item in zip(indices, self.source.read_all(indices, seeds), strict=True)
-        ]
-
-    def __getitem__(self, wanted: tuple[int, int]) -> _Row:
-        index, seed = wanted
-        if index in self.cache:
-            return _Row(index, self.cache[index])
-        try:
-            with drawing(seed):
-                return _Row(index, self.source.read(index).media)
-        except BrokenItem as error:
-            return _Row(index, str(error))
-
-
-def source_draws(source: Source) -> bool:
-    """Whether the source gives another reading of an item each time."""
-    return getattr(source, "draws", False)

@@ -19,7 +19,16 @@ def item_seed(seed: int, epoch: int, *place: int) -> int:
 
 @contextmanager
 def drawing(seed: int) -> Iterator[None]:
-    """What torch draws in here begins with the seed, and nothing outside of here notices."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """What torch draws on the CPU in here begins with the seed, and nothing outside of here notices: no GPU's random
+    state either, which `torch.manual_seed` would set, and not in no time."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
         yield
+    finally:
+        torch.set_rng_state(before)
+
+
+def one_of(count: int) -> int:
+    """A number below `count`, each as likely; nothing is drawn where there is no choice."""
+    return int(torch.rand(()) * count) if count > 1 else 0

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import TypedDict
 
 from djepa_mm.core.sampler import Sampler
-from djepa_mm.data.corpus import ReadsAhead
+from djepa_mm.data.reading import ReadsAhead
 from djepa_mm.errors import Notice
 from djepa_mm.evaluate.distance import psnr_db, ssim
 from djepa_mm.evaluate.features import Extractor, FrameClassifier, features

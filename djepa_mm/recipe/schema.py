@@ -183,7 +183,8 @@ class BatchConfig(Config):
     tokens: PositiveInt | None = None
     """Most tokens in a batch, padding counted. Batches hold items of like length."""
     cache: bool = False
-    """Tokenize the corpus once, before training, and keep the tokens in memory."""
+    """Tokenize the corpus once, before training, and keep the tokens in memory: of a VAE that is sampled from mean and
+    deviation, of flips both. `djepa-mm encode` does the same on the disk, for more than one run."""
     workers: NonNegativeInt = 0
     """Processes that read items; they have nothing to do where the corpus is cached."""
     max_broken_share: Probability = 0.05
@@ -279,6 +280,11 @@ def sections(tag: str, *packages: str) -> Any:
         return found[0]
     return Annotated[Union[tuple(found)], Field(discriminator=tag)]  # noqa: UP007
 
+
+# Keys of a tokenizer that change none of the tokens of media that it takes, or only the way to the same weights
+TOKENS_FREE = {
+    "vocoder", "max_duration_s", "size", "frames", "frame_rate", "vary", "tile", "model", "allow_pickle",
+}  # fmt: skip
 
 SOURCES = ("djepa_mm.data.sources", "djepa_mm.tokenizers")  # a modality's file may hold the source of its corpora
 

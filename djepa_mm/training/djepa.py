@@ -21,6 +21,7 @@ from djepa_mm.data.batches import Portion, Share
 from djepa_mm.data.check import check_media
 from djepa_mm.data.corpus import Corpus, Cursor
 from djepa_mm.data.drawing import item_seed
+from djepa_mm.data.reading import KeptCorpus
 from djepa_mm.errors import UserError
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.generation.request import Request
@@ -28,7 +29,7 @@ from djepa_mm.media.sheet import sheet
 from djepa_mm.ranks import current, joined, restarts
 from djepa_mm.recipe.build import build_model
 from djepa_mm.recipe.load import load_recipe
-from djepa_mm.recipe.schema import Recipe
+from djepa_mm.recipe.schema import TOKENS_FREE, Recipe
 from djepa_mm.training.callbacks import Callback
 from djepa_mm.training.loop import Outcome, Trainer, check_folder
 from djepa_mm.training.optimizers import build_optimizers
@@ -46,7 +47,7 @@ MEANING: dict[str, tuple[str, ...] | None] = {
     "head": ("kind", "predicts", "time_scale"),
 }
 FREE = {
-    "tokenizer": {"vocoder", "max_duration_s", "size", "frames", "frame_rate", "vary", "tile", "model", "allow_pickle"},
+    "tokenizer": TOKENS_FREE,
     "condition": {"drop", "sentences", "classes"},
 }
 
@@ -94,6 +95,8 @@ class DJEPATask:
     def _check_fit(self, source: Source, tokenizer: Tokenizer) -> None:
         """The corpus gives what the tokenizer takes; learned positions need media of one size."""
         check_media(source, tokenizer)
+        if isinstance(source, KeptCorpus):
+            source.check(self.recipe, tokenizer)
         if self.recipe.model.fixed_grid and tokenizer.fixed is None:
             kind = self.recipe.model.positions
             raise UserError(f"model.positions is {kind}, but this tokenizer's media vary in size: set it to rotary")
@@ -109,6 +112,8 @@ class DJEPATask:
         self.corpus.fit_tokenizer()
 
     def prepare(self, progress: Progress) -> None:
+        if isinstance(self.corpus.source, KeptCorpus):
+            self.corpus.source.check_statistics(self.pipeline.tokenizer)
         self.examples = self.pipeline.prepare(self._requests())
         if self.recipe.batch.cache:
             self.corpus.fill_cache(progress)

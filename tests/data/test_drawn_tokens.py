@@ -11,7 +11,6 @@ from torchvision.utils import save_image
 
 from djepa_mm.data.corpus import Corpus, Cursor
 from djepa_mm.recipe.load import load_recipe
-from djepa_mm.types import UserError
 
 ITEMS = 12
 
@@ -80,6 +79,9 @@ def test_they_are_drawn_from_the_posterior(folder: Path) -> None:
     assert (z.std() - 1).abs() < 0.02
 
 
-def test_a_cache_would_keep_one_draw(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"batch\.cache keeps one reading .*tokenizer\.sample"):
-        corpus(folder, cache=True)
+def test_a_cache_keeps_what_they_are_drawn_from(folder: Path) -> None:
+    drawn, cached = corpus(folder), corpus(folder, cache=True)
+    cached.fill_cache()
+    for ours, theirs in zip(epochs(drawn, 2), epochs(cached, 2), strict=True):
+        for index in range(ITEMS):
+            torch.testing.assert_close(ours[index], theirs[index])

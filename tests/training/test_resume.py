@@ -96,9 +96,10 @@ def test_workers_change_nothing_and_epochs_draw_anew(pictures: Path) -> None:
     assert all(0 < sum(row) < len(row) for row in flipped)  # some as in the first epoch, some not
 
 
-def test_a_cache_of_readings_that_are_drawn_anew_is_refused(pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"batch\.cache keeps one reading .*data\.flip"):
-        train(load_recipe("digits", flipping(pictures, **{"batch.cache": True})), tmp_path / "run")
+def test_a_cache_of_flips_changes_nothing(pictures: Path, tmp_path: Path) -> None:
+    for cache in (False, True):
+        train(load_recipe("digits", flipping(pictures, **{"batch.cache": cache})), tmp_path / str(cache))
+    assert differences(*(find_checkpoint(tmp_path / str(cache)) for cache in (False, True))) == []
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ class Clips:
         are, by the reason."""
         self.config, self.root, self.files, self.classes = config, root, files, classes
         self.left_out = left_out or {}
-        self.draws = config.window == "random"
+        self.draws = "data.window: random" if config.window == "random" else ""
         self.reader = VideoReader(config.reader, config.decode_timeout_s)
         self.headers = read_headers(root, files, self._read_headers, kind=f"videos 1 {config.reader}")
         self.broken: dict[int, str] = {}  # why a file cannot be used, by its index in `files`

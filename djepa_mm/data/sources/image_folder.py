@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from PIL import Image, ImageOps
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from djepa_mm.data.compact import Packed
+from djepa_mm.data.drawing import one_of
 from djepa_mm.data.folders import FolderConfig, class_of, find_files, printable
 from djepa_mm.data.headers import in_threads, read_headers
 from djepa_mm.media.pictures import SUFFIXES, flat, readable, upright, upright_size
@@ -72,7 +72,7 @@ class ImageFolder:
     def __init__(self, config: ImageFolderConfig, field: str = "data.root") -> None:
         """field: of the recipe, that says which folder it is."""
         self.config = config
-        self.draws = config.flip
+        self.readings = 2 if config.flip else 1  # mirrored, and as it is
         self.root = Path(config.root).expanduser()
         if not self.root.is_dir():
             where = self.root.absolute()
@@ -113,6 +113,10 @@ class ImageFolder:
         return _size_in(self.root / self.files[index])
 
     def read(self, index: int) -> Item:
+        return self.read_as(index, one_of(self.readings))
+
+    def read_as(self, index: int, reading: int) -> Item:
+        """reading: of a corpus that is mirrored at random, 0 is mirrored."""
         with readable(self.root / self.files[index]) as image:
             seen = upright(image)
             if self.config.size is not None:
@@ -121,7 +125,7 @@ class ImageFolder:
                 height, width = size = self._own_size(*upright_size(image))
                 left, top = (seen.width - width) // 2, (seen.height - height) // 2
                 media = to_media(seen.crop((left, top, left + width, top + height)), size, self.config.channels)
-        if self.config.flip and torch.rand(()) < 0.5:
+        if self.config.flip and reading == 0:
             media = media.flip(-1)
         return Item(entry=self.entry(index), media=media)
 

@@ -493,5 +493,5 @@ def test_random_windows_are_the_same_wherever_reading_begins(tmp_path: Path) -> 
         found = read(Cursor(0, start), workers, 4 - start)
         assert all(torch.equal(a, b) for a, b in zip(whole[start:], found, strict=True))
     assert not torch.equal(torch.cat(whole[:2]).sort(0).values, torch.cat(whole[2:]).sort(0).values)
-    with pytest.raises(UserError, match=r"batch\.cache keeps one reading .*data\.window"):
+    with pytest.raises(UserError, match=r"batch\.cache keeps every reading .*data\.window: random"):
         Corpus(source, _Plain(), condition, BatchConfig(size=2, cache=True))  # type: ignore[arg-type]

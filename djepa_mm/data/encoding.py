@@ -1,0 +1,390 @@
+"""Writing the tokens of a corpus, shard by shard: what `djepa-mm encode` does. How they lie is told in `latents`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import save_file
+from torch import Tensor
+
+import djepa_mm
+from djepa_mm.data.batches import Encoded, tokenizer_draws
+from djepa_mm.data.cache import made_whole
+from djepa_mm.data.check import check_media
+from djepa_mm.data.compact import Alike
+from djepa_mm.data.corpus import Corpus
+from djepa_mm.data.latents import (
+    ABOUT,
+    FORMAT,
+    INDEX,
+    NONE,
+    STATISTICS,
+    checksum,
+    difference,
+    file_hash,
+    read_about,
+    read_statistics,
+    shard_path,
+    weights_hash,
+    write_about,
+)
+from djepa_mm.data.reading import KeptCorpus, draws, every_reading, readings_of
+from djepa_mm.recipe.load import recipe_data
+from djepa_mm.recipe.schema import Recipe
+from djepa_mm.runs.files import check_writable, written_to
+from djepa_mm.types import BrokenItem, MediaSpec, Progress, Source, Tokenizer, UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SHARD_BYTES = 256 * 2**20  # most of a shard, about
+# What `latents.json` says from the start; the last two are not compared when encoding goes on
+BEGUN = ("format", "version", "tokenizer", "weights", "data", "seed", "kept", "corpus", "statistics", "folder")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """How tokens are kept. What of it changes a file is written down, and has to agree when encoding goes on."""
+
+    dtype: str = "fp32"  # one of DTYPES; the tokens are rounded to it
+    drawn: int | None = None  # readings of an item, where there are too many to keep them all
+    at_once: int = 16  # items that are encoded together
+    shard_items: int = 1000  # most in a shard
+
+
+USUAL = Keeping()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """How encoding ended."""
+
+    items: int
+    broken: int  # of all items; of this process' where others have not finished
+    finished: bool  # all shards are there, and the index
+
+
+def encode_corpus(
+    recipe: Recipe,
+    out: Path,
+    keeping: Keeping = USUAL,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Encoding:
+    """Write the tokens of a recipe's corpus to `out`, or what is still missing there.
+
+    rank, world: this process writes every world-th shard; the last one that is done writes the index. progress: of the
+    items of this process. stopped: asked after each item. Raises UserError where the corpus has too many readings of an
+    item, or `out` holds latents of something else."""
+    source, tokenizer = recipe.data.build(), recipe.tokenizer.build()
+    if isinstance(source, KeptCorpus):
+        raise UserError("data.source: latents are encoded already; encode the corpus that they are of")
+    check_media(source, tokenizer)
+    readings = _readings(source, keeping)
+    with written_to(out):
+        check_writable(out)
+        begun = _begin(recipe, source, tokenizer, out, keeping, readings)
+        tokenizer.load_state(read_statistics(out, begun))
+        writer = _Writer(source, tokenizer, out, begun)
+        finished = writer.write(range(rank, writer.shards, world), recipe, torch.device(device), progress, stopped)
+        if finished and writer.is_whole():
+            broken = writer.finish()
+            return Encoding(items=len(source), broken=broken, finished=True)
+    return Encoding(items=len(source), broken=len(writer.broken), finished=False)
+
+
+def _readings(source: Source, keeping: Keeping) -> int:
+    """R. Raises UserError."""
+    setting, drawn = draws(source), keeping.drawn
+    if setting and drawn is None:
+        raise UserError(f"{setting} gives too many readings of an item to keep them all; --draws 8 keeps eight of them")
+    if drawn is not None and not setting:
+        raise UserError(f"--draws {drawn}: this corpus draws nothing that has to be kept so; leave it out")
+    return readings_of(source, drawn or 1)
+
+
+def _begin(
+    recipe: Recipe, source: Source, tokenizer: Tokenizer, out: Path, keeping: Keeping, readings: int
+) -> dict[str, Any]:
+    """What `latents.json` says from the start. Raises UserError where `out` holds latents of something else."""
+    shapes = _shapes(source, tokenizer)[0]
+    bytes_each = max((spec.num_tokens for spec in shapes.kept), default=1) * tokenizer.token_dim * readings
+    bytes_each *= DTYPES[keeping.dtype].itemsize * (2 if tokenizer_draws(tokenizer) else 1)
+    about = {
+        "format": FORMAT,
+        "version": djepa_mm.__version__,
+        "tokenizer": recipe_data(recipe.tokenizer),
+        "weights": weights_hash(tokenizer),
+        "data": recipe_data(recipe.data),
+        "seed": recipe.run.seed,
+        "kept": {
+            "readings": readings,
+            "drawn": keeping.drawn,
+            "deviation": tokenizer_draws(tokenizer),
+            "dtype": keeping.dtype,
+            "at_once": keeping.at_once,
+            "shard_items": max(1, min(keeping.shard_items, SHARD_BYTES // bytes_each)),
+        },
+        "corpus": _fingerprint(source),
+    }
+    if not (out / ABOUT).exists():
+        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f"--out {out}: that folder holds something else; choose another one")
+        condition = recipe.condition.build()
+        condition.bind(source)
+        config = recipe.batch.model_copy(update={"cache": False})
+        Corpus(source, tokenizer, condition, config, seed=recipe.run.seed).fit_tokenizer()
+        with made_whole(out) as folder:
+            save_file(_plain(tokenizer.state()), folder / STATISTICS)
+            about["statistics"] = file_hash(folder / STATISTICS)
+            about["folder"] = _way_back(out)
+            write_about(folder / ABOUT, about)
+    there = read_about(out, "--out")
+    for section in BEGUN[:-2]:
+        if key := difference(section, there.get(section), about[section]):
+            name, theirs, ours = key
+            raise UserError(
+                f"--out {out}: the latents there were begun with {name} {theirs!r}, now it is {ours!r}; make them "
+                "agree, or choose another folder"
+            )
+    return {key: there[key] for key in BEGUN}
+
+
+class _Writer:
+    """Shards of a corpus, and the index of them."""
+
+    def __init__(self, source: Source, tokenizer: Tokenizer, out: Path, begun: Mapping[str, Any]) -> None:
+        self.source, self.tokenizer, self.out, self.begun = source, tokenizer, out, begun
+        self.kept = begun["kept"]
+        self.specs, self.broken = _shapes(source, tokenizer)
+        self.each = self.kept["shard_items"]
+        self.shards = -(-len(source) // self.each)
+        self.axes = max((len(spec.shape) for spec in self.specs.kept), default=1)
+
+    def write(
+        self,
+        numbers: Sequence[int],
+        recipe: Recipe,
+        device: torch.device,
+        progress: Progress | None,
+        stopped: Callable[[], bool],
+    ) -> bool:
+        """The shards of these numbers that are not there -> whether that came to its end."""
+        missing = [number for number in numbers if not _is_whole(shard_path(self.out, number))]
+        total = sum(len(self._items(number)) for number in numbers)
+        done = total - sum(len(self._items(number)) for number in missing)
+        blocks = [
+            some[start : start + self.kept["at_once"]]
+            for some in map(self._items, missing)
+            for start in range(0, len(some), self.kept["at_once"])
+        ]
+        reading = every_reading(
+            self.source,
+            self.tokenizer,
+            blocks,
+            seed=self.begun["seed"],
+            device=device,
+            drawn=self.kept["drawn"] or 1,
+            workers=recipe.batch.workers,
+        )
+        if progress is not None:
+            progress(done, total)
+        for number in missing:
+            found: dict[int, list[Encoded] | str] = {}
+            for index in self._items(number):
+                read, item = next(reading)
+                assert read == index
+                found[index] = item
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+                if stopped():
+                    reading.close()
+                    return False
+            self._save(number, found)
+        return True
+
+    def _items(self, number: int) -> list[int]:
+        """Of a shard, without those whose header says already that they cannot be tokenized."""
+        some = range(number * self.each, min(len(self.source), (number + 1) * self.each))
+        return [index for index in some if index in self.specs]
+
+    def _save(self, number: int, found: Mapping[int, list[Encoded] | str]) -> None:
+        readings, dtype = self.kept["readings"], DTYPES[self.kept["dtype"]]
+        count = min(self.each, len(self.source) - number * self.each) * readings
+        grids, shapes = torch.zeros(count, 3, dtype=torch.int32), torch.zeros(count, self.axes, dtype=torch.int32)
+        sums = torch.zeros(count, dtype=torch.int64)
+        tokens, deviations = [torch.empty(0, self.tokenizer.token_dim)], [torch.empty(0, self.tokenizer.token_dim)]
+        broken = {}
+        for index, item in found.items():
+            if isinstance(item, str):
+                broken[str(index)] = self.broken[index] = item
+                continue
+            for n, one in enumerate(item, start=(index - number * self.each) * readings):
+                rounded = _rounded(one, dtype)
+                grids[n], shapes[n] = torch.tensor(one.spec.grid), torch.tensor(one.spec.shape)
+                sums[n] = checksum(*rounded)
+                tokens.append(rounded[0])
+                deviations += rounded[1:]
+        whole = {"tokens": tokens} | ({"deviation": deviations} if self.kept["deviation"] else {})
+        tensors = {name: torch.cat([one.to(dtype) for one in rows]) for name, rows in whole.items()}
+        tensors |= {"grid": grids, "shape": shapes, "checksum": sums}
+        reasons = {"broken": json.dumps(broken)}  # one key, for several would be written in any order
+        _replaced(shard_path(self.out, number), lambda path: save_file(tensors, path, reasons))
+
+    def is_whole(self) -> bool:
+        """Whether every shard is there, whoever wrote it."""
+        return all(_is_whole(shard_path(self.out, number)) for number in range(self.shards))
+
+    def finish(self) -> int:
+        """Write the index of all shards -> how many items are broken."""
+        source, readings = self.source, self.kept["readings"]
+        specs: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+
+        def code(grid: Sequence[int], shape: Sequence[int]) -> int:
+            return specs.setdefault((tuple(grid), tuple(shape)), len(specs))
+
+        header, rows = np.full(len(source), NONE, np.int32), np.full(len(source) * readings, NONE, np.int32)
+        for index, spec in self.specs.items():
+            header[index] = code(spec.grid, spec.shape)
+        begins, sums = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.uint32)
+        sizes = []
+        for number in range(self.shards):
+            path = shard_path(self.out, number)
+            sizes.append(path.stat().st_size)
+            with safe_open(path, "pt") as shard:
+                self.broken |= {int(index): why for index, why in json.loads(shard.metadata()["broken"]).items()}
+                grids, shapes = shard.get_tensor("grid").numpy(), shard.get_tensor("shape").numpy()
+                first, counts = number * self.each * readings, grids.prod(1, dtype=np.int64)
+                place = slice(first, first + len(grids))
+                begins[place] = np.cumsum(counts) - counts
+                sums[place] = shard.get_tensor("checksum").numpy()
+                for n in np.flatnonzero(counts):
+                    rows[first + n] = code(grids[n].tolist(), shapes[n].tolist())
+        labels: dict[str, int] = {label: n for n, label in enumerate(source.classes)}
+        label, has_text = np.full(len(source), NONE, np.int32), np.zeros(len(source), np.uint8)
+        names, texts = _Texts(), _Texts()
+        for index in range(len(source)):
+            entry = source.entry(index)
+            names.add(entry.name)
+            texts.add(entry.text or "")
+            has_text[index] = entry.text is not None
+            if entry.label is not None:
+                label[index] = labels.setdefault(entry.label, len(labels))
+        arrays = {
+            "header": header,
+            "spec": rows,
+            "begin": begins,
+            "checksum": sums,
+            "grids": np.array([grid for grid, _ in specs], np.int32).reshape(-1, 3),
+            "shapes": np.array([shape for _, shape in specs], np.int32).reshape(-1, self.axes),
+            "label": label,
+            "has_text": has_text,
+            **names.arrays("name"),
+            **texts.arrays("text"),
+        }
+        _replaced(self.out / INDEX, lambda path: save_arrays(arrays, path))
+        about = {
+            **self.begun,
+            "items": len(source),
+            "classes": list(source.classes),
+            "labels": list(labels),
+            "sample_rate_hz": getattr(source, "sample_rate_hz", None),
+            "left_out": getattr(source, "left_out", {}),
+            "broken": {str(index): self.broken[index] for index in sorted(self.broken)},
+            "shards": sizes,
+            "index": file_hash(self.out / INDEX),
+        }
+        _replaced(self.out / ABOUT, lambda path: write_about(path, about))
+        for leftover in self.out.glob(".*.part"):  # of processes that were killed
+            leftover.unlink(missing_ok=True)
+        return len(self.broken)
+
+
+def _shapes(source: Source, tokenizer: Tokenizer) -> tuple[Alike[MediaSpec], dict[int, str]]:
+    """Sizes of the items as their headers say, and why others have none."""
+    specs: Alike[MediaSpec] = Alike(len(source))
+    broken = {}
+    for index in range(len(source)):
+        try:
+            specs[index] = tokenizer.spec_of(source.shape(index))
+        except (BrokenItem, UserError) as error:
+            broken[index] = str(error)
+    if not specs:
+        raise UserError(f"the corpus has no readable item among {len(source)}: {next(iter(broken.values()), 'none')}")
+    return specs, broken
+
+
+def _fingerprint(source: Source) -> str:
+    """Of the items' names, classes and texts, in their order."""
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        entry = source.entry(index)
+        digest.update(json.dumps([entry.name, entry.label, entry.text]).encode())
+    return digest.hexdigest()
+
+
+def _rounded(item: Encoded, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The tokens, and their deviation where they have one."""
+    both = (item.tokens, item.deviation)
+    return tuple(one.to(dtype).contiguous() for one in both if one is not None)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
+
+
+class _Texts:
+    """Texts as one block of UTF-8, and where each ends."""
+
+    def __init__(self) -> None:
+        self.block, self.ends = bytearray(), array("q")
+
+    def add(self, text: str) -> None:
+        self.block += text.encode()
+        self.ends.append(len(self.block))
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        return {f"{name}s": np.frombuffer(self.block, np.uint8), f"{name}_ends": np.array(self.ends, np.int64)}
+
+
+def _is_whole(shard: Path) -> bool:
+    """Whether the file is there and as long as its header says."""
+    try:
+        with safe_open(shard, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def _replaced(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file, whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except FileNotFoundError:
+        if not path.exists():  # else another process has finished all of it, and swept
+            raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _way_back(out: Path) -> str:
+    """From the folder to where the corpus' name was given; relative, as both may move together."""
+    return os.path.relpath(Path.cwd(), out.resolve())

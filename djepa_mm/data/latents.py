@@ -1,0 +1,262 @@
+"""Tokens of a corpus, kept as files: written once by `djepa-mm encode`, then read as a corpus like any other.
+
+A folder holds
+    latents.json              what the tokens were made of and by; once all are there, also how many, and every hash
+    statistics.safetensors    what the tokenizer had learned of the corpus
+    00000.safetensors, …      shards: the tokens of so many items each, of every reading that is kept, one after the
+                              other; of tokens that are drawn their mean and deviation
+    index.safetensors         names, labels, texts and sizes of all items, and where their tokens lie
+
+A shard depends on its items alone, not on who writes it or when: interrupted and gone on, or shared out to several
+processes, the files are the same. N tokens, C token channels, R readings of an item that are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file as load_arrays
+from safetensors.torch import load_file
+from torch import Tensor
+
+from djepa_mm.data.batches import Encoded, tokenizer_draws
+from djepa_mm.recipe.schema import TOKENS_FREE, Recipe, schema_class
+from djepa_mm.types import BrokenItem, Entry, Item, MediaSpec, Source, SourceConfig, Tokenizer, UserError
+
+FORMAT = 1
+ABOUT, STATISTICS, INDEX = "latents.json", "statistics.safetensors", "index.safetensors"
+OPEN = 64  # shards held open by a process that reads
+NONE = -1  # of a broken item's size, and of an item without a class
+
+
+# --- what is written down ---------------------------------------------------------------------------------------------
+
+
+def write_about(path: Path, about: Mapping[str, Any]) -> None:
+    text = json.dumps({**about, "sha256": _hash_of(about)}, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_about(folder: Path, field: str) -> dict[str, Any]:
+    """latents.json. Raises UserError, which names the option or key that gave the folder."""
+    path = folder / ABOUT
+    if not folder.is_dir():
+        raise UserError(f"{field}: no folder at {folder.absolute()}; make it: djepa-mm encode RECIPE --out {folder}")
+    if not path.is_file():
+        raise UserError(f"{field}: no latents in {folder.absolute()}; make them: djepa-mm encode RECIPE --out FOLDER")
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(about, dict):
+            raise ValueError("no mapping")
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, " ".join(str(error).split())) from None
+    if (found := about.get("format")) != FORMAT:
+        advice = "upgrade djepa-mm" if isinstance(found, int) and found > FORMAT else "encode them again"
+        raise UserError(f"{path}: format {found!r}, and this version of djepa-mm reads {FORMAT}: {advice}")
+    if about.pop("sha256", None) != _hash_of(about):
+        raise _damaged(path, "its text was changed")
+    return about
+
+
+def read_statistics(folder: Path, about: Mapping[str, Any]) -> dict[str, Tensor]:
+    path = folder / STATISTICS
+    if not path.is_file() or file_hash(path) != about["statistics"]:
+        raise _damaged(path, "missing, or not what was written")
+    return load_file(path)
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_of(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    advice = "delete it and encode again, which writes what is missing"
+    if path.name in (ABOUT, STATISTICS):  # without these nothing tells what the shards are
+        advice = "encode again, into another folder"
+    return UserError(f"{path}: damaged ({reason}); {advice}")
+
+
+def difference(name: str, there: Any, here: Any) -> tuple[str, Any, Any] | None:
+    """The first key below `name` that differs, with both values."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        keys = [*here, *(key for key in there if key not in here)]
+        found = (difference(f"{name}.{key}", there.get(key), here.get(key)) for key in keys)
+        return next((one for one in found if one is not None), None)
+    return None if there == here else (name, there, here)
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.safetensors"
+
+
+def checksum(*tensors: Tensor) -> int:
+    value = 0
+    for one in tensors:
+        value = zlib.crc32(one.view(torch.uint8).numpy(), value)  # type: ignore[arg-type]  # it is a buffer
+    return value
+
+
+def weights_hash(tokenizer: Tokenizer) -> str | None:
+    """Of a tokenizer that has weights of its own; None where its settings say all."""
+    found: str | None = getattr(tokenizer, "weights_hash", None)
+    return found
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+class Latents:
+    """A corpus of kept tokens. What it knows of its items takes some tens of bytes for each, in a few blocks."""
+
+    def __init__(self, root: Path) -> None:
+        """Raises UserError for what is missing, unfinished or damaged; a shard is read when it is needed."""
+        self.root, self.about = root, read_about(root, "data.root")
+        if "index" not in self.about:
+            raise UserError(
+                f"data.root: the latents in {root.absolute()} are not complete; go on: djepa-mm encode RECIPE "
+                f"--out {root}"
+            )
+        self.statistics: Mapping[str, Tensor] = read_statistics(root, self.about)
+        for number, size in enumerate(self.about["shards"]):
+            path = shard_path(root, number)
+            found = path.stat().st_size if path.is_file() else 0
+            if found != size:
+                raise _damaged(path, f"{found:,} of {size:,} bytes" if found else "missing")
+        if not (root / INDEX).is_file() or file_hash(root / INDEX) != self.about["index"]:
+            raise _damaged(root / INDEX, "missing, or not what was written")
+        self.index = load_arrays(root / INDEX)
+        self.classes: tuple[str, ...] = tuple(self.about["classes"])
+        self.sample_rate_hz: int | None = self.about["sample_rate_hz"]
+        self.left_out: dict[str, int] = self.about["left_out"]
+        self.readings: int = self.about["kept"]["readings"]
+        self.specs = [
+            MediaSpec(grid=cast(tuple[int, int, int], tuple(grid)), shape=tuple(shape))
+            for grid, shape in zip(self.index["grids"].tolist(), self.index["shapes"].tolist(), strict=True)
+        ]
+        self._shards: dict[int, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shards": {}}  # open files stay with their process
+
+    def __len__(self) -> int:
+        return len(self.index["header"])
+
+    def entry(self, index: int) -> Entry:
+        label = int(self.index["label"][index])
+        return Entry(
+            name=self._text("name", index),
+            label=None if label == NONE else self.about["labels"][label],
+            text=self._text("text", index) if self.index["has_text"][index] else None,
+        )
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        code = self.index["header"][index]
+        if code == NONE:
+            raise self._broken(index)
+        return self.specs[code].shape
+
+    def read(self, index: int) -> Item:
+        """The media, from the corpus that was encoded. Raises UserError where that is not there."""
+        item = self._encoded_corpus.read(index)
+        if item.entry.name != (name := self._text("name", index)):
+            raise UserError(f"data.root: item {index} of {self.root} was {name}, and now it is {item.entry.name}")
+        return item
+
+    def tokens(self, index: int, reading: int) -> Encoded:
+        row, number = index * self.readings + reading, index // self.about["kept"]["shard_items"]
+        code = self.index["spec"][row]
+        if code == NONE:
+            raise self._broken(index)
+        spec, begin = self.specs[code], int(self.index["begin"][row])
+        names = ("tokens", "deviation") if self.about["kept"]["deviation"] else ("tokens",)
+        try:
+            shard = self._shard(number)
+            # copies, for a part of a file that is mapped would go to another process with all of the file
+            kept = [shard.get_slice(name)[begin : begin + spec.num_tokens].clone() for name in names]
+        except (OSError, SafetensorError) as error:
+            raise _damaged(shard_path(self.root, number), " ".join(str(error).split())) from None
+        if checksum(*kept) != self.index["checksum"][row]:
+            raise _damaged(shard_path(self.root, number), f"the tokens of {self._text('name', index)} were changed")
+        tokens, *deviation = (one.float() for one in kept)
+        return Encoded(tokens, spec, *deviation)
+
+    @cached_property
+    def original(self) -> SourceConfig:
+        """The data section by which the corpus was encoded."""
+        config: SourceConfig = _section("data", self.about["data"], self.root)
+        return config.seen_from((self.root / self.about["folder"]).resolve())
+
+    @cached_property
+    def _encoded_corpus(self) -> Source:
+        return self.original.build()
+
+    def check(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
+        """Raises UserError where the recipe's tokenizer would give other tokens than those that are kept."""
+        there, here = _section("tokenizer", self.about["tokenizer"], self.root), recipe.tokenizer
+        theirs, ours = (one.model_dump(exclude=TOKENS_FREE | {"sample"}) for one in (there, here))
+        if found := difference("tokenizer", theirs, ours):
+            raise self._stale(*found)
+        if tokenizer_draws(tokenizer) and not self.about["kept"]["deviation"]:
+            raise self._stale("tokenizer.sample", False, True)
+        weights = weights_hash(tokenizer)
+        if self.about["weights"] != weights:
+            raise self._stale("the weights of tokenizer.model", _short(self.about["weights"]), _short(weights))
+
+    def check_statistics(self, tokenizer: Tokenizer) -> None:
+        """Raises UserError where a run that goes on has learned others than those the tokens were made by."""
+        ours = tokenizer.state()
+        for name in ours.keys() | self.statistics.keys():
+            both = ours.get(name), self.statistics.get(name)
+            if both[0] is None or both[1] is None or not torch.equal(both[0].cpu(), both[1]):
+                raise UserError(
+                    f"data.root: the latents in {self.root} were made with another {name} of the tokenizer than this "
+                    "run has learned; go on with those that it began with, or train anew"
+                )
+
+    def _stale(self, what: str, there: Any, here: Any) -> UserError:
+        return UserError(
+            f"data.root: the latents in {self.root} were made with {what} {there!r}, here it is {here!r}; make them "
+            "agree, or encode again"
+        )
+
+    def _broken(self, index: int) -> BrokenItem:
+        return BrokenItem(self.about["broken"][str(index)])
+
+    def _shard(self, number: int) -> Any:
+        if number not in self._shards:
+            while len(self._shards) >= OPEN:
+                del self._shards[next(iter(self._shards))]
+            self._shards[number] = safe_open(shard_path(self.root, number), "pt")
+        return self._shards[number]
+
+    def _text(self, kind: str, index: int) -> str:
+        ends = self.index[f"{kind}_ends"]
+        block = self.index[f"{kind}s"][ends[index - 1] if index else 0 : ends[index]]
+        return block.tobytes().decode()
+
+
+def _section(name: str, value: Any, root: Path) -> Any:
+    """A section of a recipe, out of what was written down."""
+    field = schema_class().model_fields[name]
+    with suppress(ValidationError):
+        return TypeAdapter(cast(Any, field.annotation)).validate_json(json.dumps(value))
+    raise UserError(f"data.root: the {name} section of {root / ABOUT} is not known here; encode again")
+
+
+def _short(digest: str | None) -> str | None:
+    return digest and digest[:12]

@@ -1,0 +1,219 @@
+"""Items as the processes that read hand them over: media, tokens that were kept, or the reason why there are none.
+
+A source that draws anew at each reading either chooses one of few readings of an item, as flips are, all of which can
+be kept; or it has too many of them, as windows of a film are, and says in `draws` which setting makes it so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from djepa_mm.data.batches import Content, Encoded, deaf_to_interrupts, encode, leave_interrupts
+from djepa_mm.data.drawing import BEFORE, drawing, item_seed, one_of
+from djepa_mm.recipe.schema import Recipe
+from djepa_mm.types import BrokenItem, Item, Source, Tokenizer, UserError
+
+READINGS = 2  # purpose of a seed: of one of several readings that are kept
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A source that reads several items faster than one after the other."""
+
+    def read_all(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Iterable[Item | BrokenItem]:
+        """Each item, or why it cannot be read. seeds: of what is drawn of each."""
+        ...
+
+
+@runtime_checkable
+class FewReadings(Protocol):
+    """A source that gives one of few readings of an item: `read` takes that which `one_of` chooses of them."""
+
+    readings: int
+
+    def read_as(self, index: int, reading: int) -> Item:
+        """Raises BrokenItem."""
+        ...
+
+
+@runtime_checkable
+class Kept(Protocol):
+    """What holds the tokens of every reading of each item."""
+
+    readings: int
+
+    def tokens(self, index: int, reading: int) -> Encoded:
+        """Raises BrokenItem, and UserError where what holds them is damaged."""
+        ...
+
+
+@runtime_checkable
+class KeptCorpus(Kept, Protocol):
+    """A source whose tokens were kept, with what its tokenizer had learned."""
+
+    statistics: Mapping[str, Tensor]
+
+    def check(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
+        """Raises UserError where the recipe's tokenizer would give other tokens than those that are kept."""
+        ...
+
+    def check_statistics(self, tokenizer: Tokenizer) -> None:
+        """Raises UserError where the tokenizer of a run that goes on has learned others."""
+        ...
+
+
+def draws(source: Source) -> str:
+    """The setting by which an item has too many readings to keep; empty where it has one or few."""
+    return str(getattr(source, "draws", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a reading process hands over. An error of the user is for the process that trains to raise."""
+
+    index: int
+    content: Content | UserError
+
+
+class Reading(Dataset[Row]):
+    """Items by index and seed."""
+
+    def __init__(self, source: Source | Kept) -> None:
+        self.source = source
+
+    def __getitems__(self, wanted: Sequence[tuple[int, int]]) -> list[Row]:
+        """A batch at once: sources that can read ahead do so."""
+        if not isinstance(self.source, ReadsAhead):
+            return [self[one] for one in wanted]
+        indices, seeds = [index for index, _ in wanted], [seed for _, seed in wanted]
+        return [
+            Row(index, str(item) if isinstance(item, BrokenItem) else item.media)
+            for index, item in zip(indices, self.source.read_all(indices, seeds), strict=True)
+        ]
+
+    def __getitem__(self, wanted: tuple[int, int]) -> Row:
+        index, seed = wanted
+        try:
+            with drawing(seed):
+                return Row(index, content_of(self.source, index))
+        except BrokenItem as error:
+            return Row(index, str(error))
+        except UserError as error:
+            return Row(index, error)
+
+
+def content_of(source: Source | Kept, index: int) -> Tensor | Encoded:
+    """One reading of an item, drawn by torch's random state. Raises BrokenItem."""
+    if isinstance(source, Kept):
+        return source.tokens(index, one_of(source.readings))
+    return source.read(index).media
+
+
+# --- every reading of each item ---------------------------------------------------------------------------------------
+
+
+class _EveryReading(Dataset[list[Row]]):
+    """All readings of an item, or `drawn` of them where there are too many."""
+
+    def __init__(self, source: Source, seed: int, drawn: int) -> None:
+        self.source, self.seed, self.drawn = source, seed, drawn
+
+    def __getitems__(self, indices: Sequence[int]) -> list[list[Row]]:
+        if isinstance(self.source, Kept | FewReadings):
+            return [[self._as(index, n) for n in range(self.source.readings)] for index in indices]
+        wanted = [
+            (index, item_seed(self.seed, BEFORE, index, *((READINGS, n) if self.drawn > 1 else ())))
+            for index in indices
+            for n in range(self.drawn)
+        ]
+        rows = Reading(self.source).__getitems__(wanted)
+        return [rows[start : start + self.drawn] for start in range(0, len(rows), self.drawn)]
+
+    def _as(self, index: int, reading: int) -> Row:
+        try:
+            if isinstance(self.source, Kept):
+                return Row(index, self.source.tokens(index, reading))
+            assert isinstance(self.source, FewReadings)
+            return Row(index, self.source.read_as(index, reading).media)
+        except BrokenItem as error:
+            return Row(index, str(error))
+        except UserError as error:
+            return Row(index, error)
+
+
+def readings_of(source: Source, drawn: int = 1) -> int:
+    """How many readings of an item are kept."""
+    return source.readings if isinstance(source, Kept | FewReadings) else drawn
+
+
+def every_reading(
+    source: Source,
+    tokenizer: Tokenizer,
+    blocks: Iterable[list[int]],
+    *,
+    seed: int,
+    device: torch.device,
+    drawn: int = 1,
+    workers: int = 0,
+) -> Generator[tuple[int, list[Encoded] | str], None, None]:
+    """The tokens of every reading of each item, on the CPU, or why there are none.
+
+    blocks: indices of items, of which media of one shape are encoded together. drawn: readings, where there are too
+    many. Raises UserError where kept tokens are damaged."""
+    loader = DataLoader(
+        _EveryReading(source, seed, drawn),
+        batch_sampler=blocks,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=leave_interrupts,
+        generator=torch.Generator(),
+    )
+    with deaf_to_interrupts(workers):
+        reading = iter(loader)
+    for block in reading:
+        found: dict[int, list[Encoded] | str] = {}
+        media: list[tuple[int, Tensor]] = []
+        for rows in block:
+            index = rows[0].index
+            reason = _reason(rows, tokenizer)
+            found[index] = reason or [row.content for row in rows if isinstance(row.content, Encoded)]
+            media += [(index, row.content) for row in rows if not reason and isinstance(row.content, Tensor)]
+        encoded = encode(tokenizer, [one for _, one in media], device, at_once=len(block))
+        for (index, _), one in zip(media, encoded, strict=True):
+            found[index].append(one.cpu())  # type: ignore[union-attr]  # of whole items alone
+        yield from found.items()
+
+
+def _reason(rows: Sequence[Row], tokenizer: Tokenizer) -> str:
+    """Why an item has no tokens; empty where it has. Raises UserError."""
+    for row in rows:
+        if isinstance(row.content, UserError):
+            raise row.content
+        if isinstance(row.content, str):
+            return row.content
+        if isinstance(row.content, Tensor):
+            try:
+                tokenizer.spec_of(tuple(row.content.shape))
+            except UserError as error:  # of a size that the tokenizer cannot take
+                return str(error)
+    return ""
+
+
+class Memory:
+    """The tokens of every reading of each item, kept in memory."""
+
+    def __init__(self, readings: int) -> None:
+        self.readings = readings
+        self.items: dict[int, list[Encoded] | str] = {}
+
+    def tokens(self, index: int, reading: int) -> Encoded:
+        item = self.items[index]
+        if isinstance(item, str):
+            raise BrokenItem(item)
+        return item[reading]

@@ -1,0 +1,24 @@
+"""Tokens of another corpus, kept in files by `djepa-mm encode`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from djepa_mm.data.latents import Latents
+from djepa_mm.types import Source, SourceConfig
+
+
+class LatentsConfig(SourceConfig):
+    """Tokens that `djepa-mm encode` has written; the recipe's tokenizer must be the one that made them."""
+
+    source: Literal["latents"]
+    root: str
+    """The folder."""
+
+    def build(self) -> Latents:
+        return Latents(Path(self.root).expanduser())
+
+    def build_held_out(self) -> Source | None:
+        """Media of the corpus that was encoded, as its own data section says."""
+        return self.build().original.build_held_out()
