@@ -86,7 +86,7 @@ class Read:
     name: str
     place: int  # in the global batch
     value: Any  # of its condition
-    seed: int  # of what is drawn of its tokens
+    seed: int  # of what is drawn of its tokens, where the tokenizer draws
     content: Content
 
 
@@ -101,6 +101,7 @@ class Batcher:
         report: Callable[[str, str], None],
     ) -> None:
         self.tokenizer, self.condition, self.device, self.report = tokenizer, condition, device, report
+        self.draws = tokenizer_draws(tokenizer)
 
     def portion(self, items: Sequence[Read]) -> Portion | None:
         """Of those that are whole, in their order; None where there is none."""
@@ -109,9 +110,8 @@ class Batcher:
             return None
         encoded = self._encoded(whole)
         counts = [len(one.tokens) for one in encoded]
-        drawn = tokenizer_draws(self.tokenizer)
         tokens = [
-            one.drawn(item.seed, self.device) if drawn else one.tokens.to(self.device)
+            one.drawn(item.seed, self.device) if self.draws else one.tokens.to(self.device)
             for one, item in zip(encoded, whole, strict=True)
         ]
         batch = TokenBatch(

@@ -195,7 +195,7 @@ class Corpus:
                     name=self.source.entry(row.index).name,
                     place=place,
                     value=self.values[row.index],
-                    seed=item_seed(self.seed, epoch, row.index, TOKENS),
+                    seed=item_seed(self.seed, epoch, row.index, TOKENS) if self.batcher.draws else 0,
                     content=content,
                 )
                 for row, content, place in zip(rows, contents, places, strict=True)
