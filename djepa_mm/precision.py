@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -20,6 +22,21 @@ def fast_bf16(device: torch.device) -> bool:
         return True
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs a second that a product of two large matrices reaches there, the best of a few."""
+    size = 1024 if device.type == "cpu" else 8192
+    one, other = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))  # draws nothing
+    best = math.inf
+    for _ in range(4):
+        began = time.perf_counter()
+        product = one @ other
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+        del product
+    return 2 * size**3 / best
 
 
 @contextmanager

@@ -220,6 +220,8 @@ class RunConfig(Config):
     """Steps between checkpoints."""
     keep: PositiveInt = 2
     """Checkpoints kept."""
+    tracker: Literal["trackio", "wandb"] | None = None
+    """Where the log goes besides log.jsonl and TensorBoard: Trackio, on this machine, or Weights & Biases."""
 
 
 class Recipe(Config):

@@ -50,6 +50,8 @@ class VocoderRunConfig(Config):
     save_every: PositiveInt = 500
     """Steps between checkpoints."""
     keep: PositiveInt = 2
+    tracker: Literal["trackio", "wandb"] | None = None
+    """As for D-JEPA's recipes."""
     """Checkpoints kept."""
 
 

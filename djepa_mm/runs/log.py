@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +19,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from djepa_mm.errors import UserError
 
 Advance = Callable[..., None]
 
@@ -65,6 +69,27 @@ def append_log(path: Path, row: Mapping[str, float]) -> None:
     shown = {key: float(f"{value:.7g}") if isinstance(value, float) else value for key, value in row.items()}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(shown) + "\n")
+
+
+@contextmanager
+def tracker(
+    kind: str | None, name: str, config: Mapping[str, Any]
+) -> Iterator[Callable[[Mapping[str, float], int], None]]:
+    """Yields what takes the figures of a step to Trackio, which keeps them on this machine, or to Weights & Biases,
+    which has the same interface. Raises UserError where it is not installed."""
+    if kind is None:
+        yield lambda figures, step: None
+        return
+    try:
+        module = import_module(kind)
+    except ImportError:
+        advice = f"pip install {kind}, or set run.tracker to null"
+        raise UserError(f"run.tracker {kind}: it is not installed; {advice}") from None
+    run = module.init(project="djepa-mm", name=name, config=dict(config), resume="allow")
+    try:
+        yield lambda figures, step: run.log(dict(figures), step=step)
+    finally:
+        run.finish()
 
 
 def cut_log(path: Path, step: int) -> None:

@@ -13,7 +13,10 @@ class Callback:
         """After each step. progress: share of the run that is done, in [0, 1]."""
 
     def on_log(self, row: Mapping[str, float]) -> None:
-        """With each line of log.jsonl: step, losses, gradient_norm, lr, steps_per_s, seconds."""
+        """With each line of log.jsonl: step, losses, gradient_norm, lr, seconds; left_out, steps whose loss or gradient
+        was not finite; steps_per_s, items_per_s, tokens_per_s; data_wait, the share of the time that data were waited
+        for; matrix_share, of the FLOPs a second that products of matrices reach on this machine; memory_mib, the most
+        so far."""
 
     def on_samples(self, files: Sequence[Path]) -> None:
         """When samples were written."""

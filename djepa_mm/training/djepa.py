@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from djepa_mm.generation.request import Request
 from djepa_mm.media.sheet import sheet
 from djepa_mm.ranks import current, joined, restarts
 from djepa_mm.recipe.build import build_model
+from djepa_mm.recipe.describe import Passes, train_flops
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.recipe.schema import TOKENS_FREE, Recipe
 from djepa_mm.training.callbacks import Callback
@@ -81,6 +83,7 @@ class DJEPATask:
         self.online = self.model.online
         self.wrapped = wrap(self.model, recipe.compute, self.ranks, device)
         self._spare: TokenBatch | None = None
+        self._counted: dict[int, float] = {}
         self.state = TrainState(
             networks=self.model.online,
             averaged=self.model.averaged,
@@ -161,7 +164,22 @@ class DJEPATask:
         norm = update("model", losses())
         self.ranks.add(sums)
         terms = {"generation": sums[0], "prediction": sums[1], "gradient_norm": norm}
-        return Learned(terms=terms, items=len(grids), tokens=sum(math.prod(grid) for grid in grids))
+        tokens = sum(math.prod(grid) for grid in grids)
+        flops = len(grids) * self._flops(round(tokens / len(grids)))
+        return Learned(terms=terms, items=len(grids), tokens=tokens, flops=flops)
+
+    def _flops(self, num_tokens: int) -> float:
+        """To train on an item of so many tokens, about."""
+        if num_tokens not in self._counted:
+            self._counted[num_tokens] = train_flops(self.recipe, self._passes, num_tokens)
+        return self._counted[num_tokens]
+
+    @cached_property
+    def _passes(self) -> Passes:
+        tokenizer, condition = self.pipeline.tokenizer, self.pipeline.condition
+        with torch.device("meta"):
+            networks = build_model(self.recipe, tokenizer, condition).online
+        return Passes(networks, tokenizer.token_dim, self.recipe.condition.buffer_tokens + condition.usual_length)
 
     def _nothing(self) -> Losses:
         """Of a part of which no item could be read: zero, by way of the networks, for which the others wait."""

@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,15 +20,15 @@ from torch.distributed.tensor import DTensor
 from djepa_mm.core.averaging import update_average, warmed_decay
 from djepa_mm.data.corpus import Cursor
 from djepa_mm.errors import UserError
-from djepa_mm.precision import without_slow_bf16
+from djepa_mm.precision import matrix_rate, without_slow_bf16
 from djepa_mm.ranks import ElsewhereError, current
 from djepa_mm.recipe.load import dump_recipe
 from djepa_mm.runs.files import check_writable, only_run, written_to
-from djepa_mm.runs.log import append_log, cut_log, run_bar
+from djepa_mm.runs.log import append_log, cut_log, run_bar, tracker
 from djepa_mm.training.callbacks import Callback
 from djepa_mm.training.interrupts import Interrupted, Interrupts
 from djepa_mm.training.optimizers import average_decay, learning_rate, weight_decay_share
-from djepa_mm.training.task import Learned, Task
+from djepa_mm.training.task import Learned, Task, product_type
 from djepa_mm.weights import checkpoints, find_checkpoint
 
 
@@ -41,7 +41,10 @@ class Outcome:
     finished: bool  # False where it was interrupted, with a checkpoint saved
 
 
-RATES = {"gradient_norm", "left_out", "steps_per_s", "items_per_s", "tokens_per_s", "data_wait", "memory_mib"}
+RATES = {
+    "gradient_norm", "left_out", "steps_per_s", "items_per_s", "tokens_per_s", "data_wait", "matrix_share",
+    "memory_mib",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +59,10 @@ class Step:
 
 
 class Window:
-    """Steps from one line of the log to the next."""
+    """Steps from one line of the log to the next. rate: FLOPs a second that all processes' devices can reach."""
 
-    def __init__(self) -> None:
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
         self.steps: list[Step] = []
         self.began = time.monotonic()
 
@@ -73,6 +77,7 @@ class Window:
             "items_per_s": sum(step.learned.items for step in self.steps) / seconds,
             "tokens_per_s": sum(step.learned.tokens for step in self.steps) / seconds,
             "data_wait": waited / (waited + sum(step.took for step in self.steps)),
+            "matrix_share": sum(step.learned.flops for step in self.steps) / seconds / self.rate,
             "memory_mib": memory_mib(),
         }
 
@@ -138,7 +143,8 @@ class Trainer:
         batches = self.task.batches(state.cursor)
         for group in self.task.groups.values():
             group.module.train()
-        window, stopped = Window(), False
+        rate = self.ranks.world * matrix_rate(state.device, product_type(self.task.optim, state.device))
+        window, stopped = Window(rate), False
         with run_bar(self.console, "training", self.progress) as advance, self._board() as board:
             while not self.done:
                 try:
@@ -155,7 +161,7 @@ class Trainer:
                 self._tell("on_step", state.step, self.progress)
                 if state.step % settings.log_every == 0 or self.done:
                     advance(self.progress, self._log(board, window.row()))
-                    window = Window()
+                    window = Window(rate)
                 if settings.sample_every and state.step % settings.sample_every == 0 and not self.done:
                     self.write_samples()
                 if state.step % settings.save_every == 0 and not self.done:
@@ -276,25 +282,35 @@ class Trainer:
     # --- what the run leaves
 
     @contextmanager
-    def _board(self) -> Iterator[Any]:
-        """TensorBoard's writer; None in all processes but the first."""
+    def _board(self) -> Iterator[Callable[[Mapping[str, float]], None]]:
+        """What takes each row of the log, besides log.jsonl: TensorBoard, and a tracker; nothing in all processes but the
+        first."""
         if not self.ranks.first:
-            yield None
+            yield lambda row: None
             return
         from torch.utils.tensorboard import SummaryWriter  # a second to import
 
-        with SummaryWriter(str(self.out / "tensorboard"), purge_step=self.state.step or None) as board:
-            yield board
+        recipe = self.task.recipe
+        with (
+            SummaryWriter(str(self.out / "tensorboard"), purge_step=self.state.step or None) as writer,
+            tracker(self.task.settings.tracker, self.out.name, recipe.model_dump(mode="json")) as track,
+        ):
 
-    def _log(self, board: Any, figures: Mapping[str, float]) -> str:
-        """Add a line to log.jsonl and TensorBoard's -> what to show of it."""
+            def write(row: Mapping[str, float]) -> None:
+                step = int(row["step"])
+                append_log(self.out / "log.jsonl", row)
+                figures = {key: value for key, value in row.items() if key != "step"}
+                for key, value in figures.items():
+                    writer.add_scalar(key, value, step)
+                track(figures, step)
+
+            yield write
+
+    def _log(self, board: Callable[[Mapping[str, float]], None], figures: Mapping[str, float]) -> str:
+        """Add a line to the log -> what to show of it."""
         lr = self.state.optimizers[0].param_groups[0]["lr"]
         row = {"step": self.state.step, **figures, "lr": lr, "seconds": self.state.seconds}
-        if self.ranks.first:
-            append_log(self.out / "log.jsonl", row)
-            for key, value in row.items():
-                if key != "step":
-                    board.add_scalar(key, value, self.state.step)
+        board(row)
         self._tell("on_log", row)
         losses = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if name not in RATES and value)
         left_out = f"  {figures['left_out']:.0f} steps left out: not finite" if figures["left_out"] else ""

@@ -47,11 +47,14 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
-    """What a step gives the log: terms, the gradient's norm among them, and how much was learned from."""
+    """What a step gives the log: terms, the gradient's norm among them, and how much was learned from.
+
+    flops: of its products of matrices and attention, about; 0 where nobody counts them."""
 
     terms: Mapping[str, Tensor]
     items: int
     tokens: int
+    flops: float = 0.0
 
 
 class RunSettings(Protocol):
@@ -68,6 +71,9 @@ class RunSettings(Protocol):
 
     @property
     def keep(self) -> int: ...
+
+    @property
+    def tracker(self) -> str | None: ...
 
 
 class Task(Protocol):
@@ -121,7 +127,12 @@ class Task(Protocol):
     def report(self) -> Report: ...
 
 
+def product_type(optim: OptimConfig, device: torch.device) -> torch.dtype:
+    """Of products of matrices: the recipe's precision; fp32 where the device is slower in bf16."""
+    return torch.bfloat16 if optim.precision == "bf16" and fast_bf16(device) else torch.float32
+
+
 def autocast(optim: OptimConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """Products of matrices in the recipe's precision; in fp32 where the device is slower in bf16."""
-    bf16 = optim.precision == "bf16" and fast_bf16(device)
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+    """Products of matrices in that type."""
+    dtype = product_type(optim, device)
+    return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
