@@ -32,7 +32,8 @@ from djepa_mm.training.loop import Trainer
 
 
 def vae_of_kl16() -> AutoencoderKL:
-    """Of MAR's KL-16: widths 128·(1, 1, 2, 2, 4), two residual blocks, 16 channels; 66 M parameters."""
+    """Of MAR's KL-16: widths 128·(1, 1, 2, 2, 4), two residual blocks, 16 channels; 64 M parameters, for here its
+    last level has no attention."""
     torch.manual_seed(0)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 5,

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 from torch import Tensor
 
-import djepa_mm
+from djepa_mm import __version__
 from djepa_mm.data.batches import Encoded, tokenizer_draws
 from djepa_mm.data.cache import made_whole
 from djepa_mm.data.check import check_media
@@ -125,7 +125,7 @@ def _begin(
     bytes_each *= DTYPES[keeping.dtype].itemsize * (2 if tokenizer_draws(tokenizer) else 1)
     about = {
         "format": FORMAT,
-        "version": djepa_mm.__version__,
+        "version": __version__,
         "tokenizer": recipe_data(recipe.tokenizer),
         "weights": weights_hash(tokenizer),
         "data": recipe_data(recipe.data),
