@@ -50,9 +50,9 @@ class VocoderRunConfig(Config):
     save_every: PositiveInt = 500
     """Steps between checkpoints."""
     keep: PositiveInt = 2
-    tracker: Literal["trackio", "wandb"] | None = None
-    """As for D-JEPA's recipes."""
     """Checkpoints kept."""
+    tracker: Literal["trackio", "wandb"] | None = None
+    """Where the log goes besides log.jsonl and TensorBoard: Trackio, on this machine, or Weights & Biases."""
 
 
 class VocoderRecipe(Config):

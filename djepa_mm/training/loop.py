@@ -283,8 +283,7 @@ class Trainer:
 
     @contextmanager
     def _board(self) -> Iterator[Callable[[Mapping[str, float]], None]]:
-        """What takes each row of the log, besides log.jsonl: TensorBoard, and a tracker; nothing in all processes but the
-        first."""
+        """What takes each row of the log: log.jsonl, TensorBoard, and a tracker; in the first process alone."""
         if not self.ranks.first:
             yield lambda row: None
             return

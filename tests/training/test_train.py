@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -390,3 +392,32 @@ def test_length_follows_the_text(tmp_path: Path, corpus: Path) -> None:
         expected = 8000 + 1000 * len(text)
         assert abs(pipeline.prepare([Request(condition={"text": text})])[0][0].spec.shape[0] - expected) < 2000
     assert pipeline.prepare([Request(condition={"text": "one"}, duration_s=2.0)])[0][0].spec.shape == (44100,)
+
+
+@pytest.mark.parametrize("kind", ["trackio", "wandb"])
+def test_a_tracker_gets_the_log_or_is_asked_for_by_name(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in with the interface that both have; then none."""
+    rows: dict[int, dict[str, float]] = {}
+    ended: list[str] = []
+
+    class Run:
+        def log(self, figures: dict[str, float], step: int) -> None:
+            rows[step] = figures
+
+        def finish(self) -> None:
+            ended.append("finished")
+
+    module = types.ModuleType(kind)
+    module.init = lambda project, name, config, resume: Run() if config["name"] == "digits" else None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, kind, module)
+    recipe = small("digits", "optim.steps=3", "run.log_every=1", f"run.tracker={kind}")
+    run(recipe, tmp_path / "run")
+    logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [rows[row["step"]]["generation"] for row in logged] == pytest.approx([row["generation"] for row in logged])
+    assert len(logged) == 3
+    assert ended == ["finished"]
+    monkeypatch.setitem(sys.modules, kind, None)
+    with pytest.raises(UserError, match=rf"run\.tracker {kind}: it is not installed; pip install {kind}"):
+        run(recipe, tmp_path / "other")
