@@ -25,8 +25,8 @@ REQUIRED = (
 OPTIONAL = {
     "espeakng-loader": ("espeakng_loader", "phonemes and the spoken-digits corpus", "speech"),
     "transformers": ("transformers", "published vocoders and Whisper", "speech"),
+    "dtw-python": ("dtw", "mel-cepstral distortion", "evaluate"),
     "pocketsphinx": ("pocketsphinx", "word error rates", "evaluate"),
-    "librosa": ("librosa", "mel-cepstral distortion", "evaluate"),
     "decord": ("decord", "reading video", "video"),
     "av": ("av", "writing video, and reading it a second way", "video"),
     "scikit-learn": ("sklearn", "the digits corpus", "demo"),

@@ -118,7 +118,7 @@ def size_of(value: str | None) -> tuple[int, int] | None:
 
 
 def read_prompts(path: Path) -> list[str]:
-    from djepa_mm.recipe.load import FOLDER
+    from djepa_mm.recipe.packaged import FOLDER
 
     packaged = FOLDER / f"prompts-{path}.txt"
     if len(path.parts) == 1 and not path.exists() and packaged.is_file():

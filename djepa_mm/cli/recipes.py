@@ -16,7 +16,7 @@ app = typer.Typer(help="The recipes that come with the package, and the checking
 @app.command("list")
 def list_recipes() -> None:
     """Name and first line of every packaged recipe."""
-    from djepa_mm.recipe.load import packaged_recipes
+    from djepa_mm.recipe.packaged import packaged_recipes
 
     for name, path in packaged_recipes().items():
         typer.echo(f"{name:<16} {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
@@ -29,9 +29,11 @@ def show_recipe(
     resolved: Annotated[bool, typer.Option("--resolved", help="With every default written out.")] = False,
 ) -> None:
     """Print a recipe."""
-    from djepa_mm.recipe.load import dump_recipe, find_recipe, load_recipe
+    from djepa_mm.recipe.packaged import find_recipe
 
     if resolved or set_:
+        from djepa_mm.recipe.load import dump_recipe, load_recipe
+
         typer.echo(dump_recipe(load_recipe(recipe, set_ or [])), nl=False)
     else:
         path = find_recipe(recipe)
@@ -48,7 +50,7 @@ def copy_recipe(
     """Copy a packaged recipe, to change it."""
     import shutil
 
-    from djepa_mm.recipe.load import find_recipe
+    from djepa_mm.recipe.packaged import find_recipe
 
     source = find_recipe(recipe)
     path = target / source.name if target.is_dir() else target

@@ -29,17 +29,17 @@ def mel_cepstral_distortion(first: Tensor, second: Tensor, log_mel: Callable[[Te
     are those of the smoothed spectrum. Figures compare only with others of the same mel.
 
     first, second (S,), their lengths may differ; log_mel: waveforms (B, S) to natural logs of mel magnitudes (B, M, F).
-    0 for equal sounds. Raises UserError where librosa is not installed.
+    0 for equal sounds. Raises UserError where dtw-python is not installed.
     """
     try:
-        from librosa.sequence import dtw
+        from dtw import dtw
     except ImportError as error:
-        raise UserError('mel-cepstral distortion needs librosa: pip install "djepa-mm[evaluate]"') from error
+        raise UserError('mel-cepstral distortion needs dtw-python: pip install "djepa-mm[evaluate]"') from error
 
     ours, theirs = (_cepstrum(log_mel(sound[None].float().cpu())[0]) for sound in (first, second))
-    distance = torch.cdist(ours, theirs, compute_mode="donot_use_mm_for_euclid_dist").numpy()  # (F, F')
-    _, path = dtw(C=distance)  # (steps, 2)
-    return DECIBELS * float(distance[path[:, 0], path[:, 1]].mean())
+    distance = torch.cdist(ours, theirs, compute_mode="donot_use_mm_for_euclid_dist").double().numpy()  # (F, F')
+    path = dtw(distance, step_pattern="symmetric1")  # by one in either or both, all steps alike
+    return DECIBELS * float(distance[path.index1, path.index2].mean())
 
 
 def stft_distance(reference: Tensor, sound: Tensor) -> float:

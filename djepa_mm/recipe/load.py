@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -13,13 +12,12 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from djepa_mm.layout import part_folder
 from djepa_mm.recipe.errors import problem, yaml_problem
+from djepa_mm.recipe.packaged import find_recipe
 from djepa_mm.recipe.schema import Recipe, schema_class
 from djepa_mm.types import Config, UserError
 
 Schema = TypeVar("Schema", bound=Config)
-FOLDER = part_folder("recipes")
 Overrides = Sequence[str] | Mapping[str, Any]
 
 
@@ -47,24 +45,6 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
 )
-
-
-def packaged_recipes() -> dict[str, Path]:
-    """Recipes that come with the package, by name."""
-    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
-
-
-def find_recipe(name: str) -> Path:
-    """A file's path, or the name of a packaged recipe (`digits`, `recipes/digits.yaml`)."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    packaged = packaged_recipes()
-    if path.stem in packaged and path.suffix in ("", ".yaml") and str(path.parent) in (".", "recipes"):
-        return packaged[path.stem]
-    near = difflib.get_close_matches(path.stem, packaged, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"no recipe {name!r}: {hint}A recipe is a YAML file or one of {', '.join(packaged)}")
 
 
 def load_recipe(source: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> Recipe:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from djepa_mm.recipe.load import packaged_recipes
+from djepa_mm.recipe.packaged import packaged_recipes
 from djepa_mm.recipe.schema import schema_class
 from djepa_mm.recipe.vocoder import vocoder_schema
 

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from djepa_mm.errors import UserError
 from djepa_mm.recipe.build import build_model
-from djepa_mm.recipe.load import dump_recipe, load_recipe, packaged_recipes
+from djepa_mm.recipe.load import dump_recipe, load_recipe
+from djepa_mm.recipe.packaged import packaged_recipes
 from djepa_mm.recipe.schema import Recipe
 from djepa_mm.runs.checkpoint import save_checkpoint
 from djepa_mm.runs.files import written_to

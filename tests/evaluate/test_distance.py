@@ -71,7 +71,7 @@ def test_mel_cepstral_distortion_follows_time(mel: Mel, clips: list[Tensor]) -> 
 
 
 def test_mel_cepstral_distortion_names_its_extra(monkeypatch: pytest.MonkeyPatch, mel: Mel) -> None:
-    monkeypatch.setitem(sys.modules, "librosa.sequence", None)
+    monkeypatch.setitem(sys.modules, "dtw", None)
     with pytest.raises(UserError, match=r"djepa-mm\[evaluate\]"):
         mel_cepstral_distortion(torch.zeros(9000), torch.zeros(9000), mel.log_mel)
 

@@ -8,7 +8,8 @@ import torch
 from support import ROOT, ten_classes
 
 from djepa_mm.recipe.build import build_model, build_sampler
-from djepa_mm.recipe.load import dump_recipe, find_recipe, load_recipe, packaged_recipes
+from djepa_mm.recipe.load import dump_recipe, load_recipe
+from djepa_mm.recipe.packaged import find_recipe, packaged_recipes
 from djepa_mm.recipe.schema import schema_class
 from djepa_mm.types import UserError
 

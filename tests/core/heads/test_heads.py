@@ -284,10 +284,10 @@ TRAINED: dict[str, tuple[type, dict[str, str]]] = {
 }
 
 
-def fitted(kind: type, options: dict[str, str], steps: int = 500):
+def fitted(kind: type, options: dict[str, str], steps: int = 150):
     torch.manual_seed(0)
-    head = kind(token_dim=2, feature_width=2, width=64, blocks=2, **options)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=0.0)
+    head = kind(token_dim=2, feature_width=2, width=48, blocks=2, **options)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=5e-3, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = rng(1)
     for _ in range(steps):
