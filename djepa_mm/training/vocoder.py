@@ -45,7 +45,7 @@ class VocoderTask:
         self.optim, self.settings = recipe.optim, recipe.run
         source = recipe.data.build()
         if isinstance(source, Stream):
-            raise UserError(f"data.source {recipe.data.source}: a vocoder learns from a corpus by index; give its files")
+            raise UserError(f"data.source {recipe.data.source}: a vocoder learns from files, not from shards")
         if (rate_hz := getattr(source, "sample_rate_hz", None)) is None:
             raise UserError(f"data.source {recipe.data.source} holds no sound; a vocoder learns from recordings")
         self.log_mel, self.sounds = LogMel(rate_hz), Sounds(rate_hz)

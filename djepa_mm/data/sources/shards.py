@@ -107,6 +107,10 @@ class Shards(Stream):
         for url in self.urls:
             if not _is_remote(url) and not os.path.isfile(url):
                 raise _missing(url, "no such file")
+        if isinstance(config.urls, str) and (folder := Path(config.urls).expanduser()).is_dir():
+            for row in self.index.get("shards", ()):
+                if row["name"] not in self.shards:
+                    raise _missing(str(folder / row["name"]), f"{INDEX} names it, and it is not there")
 
     # --- what is known beforehand
 
