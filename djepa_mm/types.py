@@ -6,7 +6,7 @@ B batch, N tokens, C token channels, D model width, L condition items.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, runtime_checkable
@@ -34,8 +34,10 @@ __all__ = [
     "Media",
     "MediaSpec",
     "Progress",
+    "Sample",
     "Source",
     "SourceConfig",
+    "Stream",
     "Tokenizer",
     "TokenizerConfig",
     "UserError",
@@ -237,6 +239,42 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """An item of a shard as it lies there."""
+
+    name: str  # what a report calls it
+    members: Mapping[str, bytes | str]  # what its files hold, by their suffixes; a text says why one cannot be used
+
+
+class Stream(ABC):
+    """A corpus that is read from its shards' beginnings to their ends."""
+
+    readers: int  # that the corpus is cut into
+    shuffle: int  # items that each of them mixes; 0 keeps their order
+    shards: Sequence[str]  # what a report calls them
+
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty where there are none."""
+
+    @property
+    @abstractmethod
+    def total(self) -> int | None:
+        """How many items there are, where that is known."""
+
+    @abstractmethod
+    def samples(self, shard: int, first: int = 0, step: int = 1) -> Iterator[tuple[int, Sample]]:
+        """Items `first`, `first + step` … of a shard, the same each time, with their numbers in it.
+
+        Raises UserError where the shard is not there."""
+
+    @abstractmethod
+    def decode(self, sample: Sample) -> Item:
+        """Raises BrokenItem."""
+
+
 FOLDERS = ("root", "held_out_root")  # fields of a corpus that name one
 
 
@@ -247,7 +285,7 @@ class SourceConfig(Config):
     """Whether `build` makes the corpus where it is not there, so that nobody should call it only to look."""
 
     @abstractmethod
-    def build(self) -> Source: ...
+    def build(self) -> Source | Stream: ...
 
     def build_held_out(self) -> Source | None:
         """Items that training never sees, to evaluate with; None where none are kept back."""
@@ -286,7 +324,7 @@ class ConditionKind(ABC, Generic[Value]):
 
     # --- the corpus
 
-    def bind(self, source: Source) -> None:
+    def bind(self, source: Source | Stream) -> None:
         """Learn what a corpus tells before the model is built, such as its classes.
 
         Raises UserError where the corpus does not fit."""

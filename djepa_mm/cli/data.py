@@ -1,4 +1,4 @@
-"""Fetch, make and check corpora."""
+"""Fetch, make, check and pack corpora."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from djepa_mm.cli.options import RecipeArgument, SetOption, console, progress_bar
 
-app = typer.Typer(help="Fetch or make a corpus; check one.", no_args_is_help=True)
+app = typer.Typer(help="Fetch or make a corpus; check one; pack one into shards.", no_args_is_help=True)
 
 
 @app.command("fetch")
@@ -37,3 +37,21 @@ def check_data(recipe: RecipeArgument, set_: SetOption = None) -> None:
     console().print(table)
     if not healthy:
         raise typer.Exit(1)
+
+
+@app.command("pack")
+def pack_data(
+    recipe: RecipeArgument,
+    out: Annotated[Path, typer.Option(help="Folder to make; it appears once all is in it.")],
+    shard_size: Annotated[float, typer.Option(min=0.001, metavar="MB", help="Of a shard, about.")] = 256,
+    set_: SetOption = None,
+) -> None:
+    """Write the corpus of a recipe as WebDataset's shards, shuffled, with an index; broken items are named."""
+    from djepa_mm.data.pack import pack
+    from djepa_mm.recipe.load import load_recipe
+
+    with progress_bar("packing") as progress:
+        packed = pack(load_recipe(recipe, set_ or []), out, int(shard_size * 1e6), progress)
+    typer.echo(f"{packed.items:,} items in {packed.shards:,} shards: {out}")
+    for name, reason in packed.broken.items():
+        typer.echo(f"left out, broken: {name}: {reason}", err=True)

@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from djepa_mm.core.types import Condition, ConditionTokens
-from djepa_mm.types import BrokenItem, ConditionConfig, ConditionKind, Entry, Source, UserError
+from djepa_mm.types import BrokenItem, ConditionConfig, ConditionKind, Entry, Source, Stream, UserError
 
 MOST_NAMED = 20  # classes, in an error
 
@@ -39,7 +39,7 @@ class ClassCondition(ConditionKind[int]):
         self.classes: tuple[str, ...] = ()
         self.numbers: dict[str, int] = {}
 
-    def bind(self, source: Source) -> None:
+    def bind(self, source: Source | Stream) -> None:
         if not source.classes:
             raise UserError(
                 "condition.kind is class, but the corpus has no classes, such as class folders: "

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rich.table import Table
 from torch import Tensor
 
-from djepa_mm.data.batches import Encoded
-from djepa_mm.data.corpus import Corpus
-from djepa_mm.data.reading import Kept, KeptCorpus
+from djepa_mm.data.reading import KeptCorpus
+from djepa_mm.data.streams import open_corpus
 from djepa_mm.recipe.schema import Recipe
-from djepa_mm.types import ConditionKind, MediaSpec, Progress, Source, Tokenizer, UserError
+from djepa_mm.types import ConditionKind, Entry, MediaSpec, Progress, Source, Stream, Tokenizer, UserError
 
 MOST_NAMED = 20  # classes, kinds of files and sizes
 SHOWN = 5  # names of items beside a remark
@@ -23,16 +22,7 @@ LOUD, FLAT = 0.5, 0.999  # of full scale and of the peak: samples that may be cu
 CLIPPED = 1e-4  # share of the samples that may lie inside of cut peaks
 
 
-@runtime_checkable
-class KnowsSizes(Protocol):
-    """A source of files of many sizes."""
-
-    def file_size(self, index: int) -> tuple[int, int]:
-        """Height and width in the file, before anything is cut or resized."""
-        ...
-
-
-def check_media(source: Source, tokenizer: Tokenizer) -> None:
+def check_media(source: Source | Stream, tokenizer: Tokenizer) -> None:
     """Raises UserError where a corpus' media are not what the tokenizer takes: sound at its rate, or none."""
     gives, takes = (getattr(one, "sample_rate_hz", None) for one in (source, tokenizer.media))
     if gives != takes:
@@ -51,36 +41,29 @@ def check_corpus(recipe: Recipe, progress: Progress) -> tuple[Table, bool]:
         source.check(recipe, tokenizer)
     condition.bind(source)
     lenient = recipe.batch.model_copy(update={"max_broken_share": 1.0})
-    corpus = Corpus(source, tokenizer, condition, lenient)
-    read: dict[int, MediaSpec] = {}
+    corpus = open_corpus(source, tokenizer, condition, lenient)
+    read: list[tuple[Entry, Any, MediaSpec]] = []
     remarks: dict[str, list[str]] = defaultdict(list)  # names of items by what there is to say of them
     sizes: Counter[tuple[int, int]] = Counter()
-    for done, index in enumerate(corpus.specs):
-        content, name = corpus.read(index), source.entry(index).name
-        if isinstance(content, Encoded):
-            read[index] = content.spec
-            for reading in range(source.readings if isinstance(source, Kept) else 0):
-                source.tokens(index, reading)  # raises UserError where they are damaged
-        if isinstance(content, Tensor):
-            read[index] = tokenizer.spec_of(tuple(content.shape))
-            if content.dim() == 1:
-                for remark in sound_remarks(content):
-                    remarks[remark].append(name)
-            if isinstance(source, KnowsSizes):
-                height, width = source.file_size(index)
-                sizes[height, width] += 1
-                if height < content.shape[-2] or width < content.shape[-1]:
-                    remarks["smaller than data.size, so enlarged"].append(name)
-        progress(done + 1, len(corpus.specs))
-    for index, remark in _of_length(condition, corpus, read):
-        remarks[remark].append(source.entry(index).name)
+    for item in corpus.each(progress):
+        read.append((item.entry, item.value, item.spec))
+        if item.media is not None and item.media.dim() == 1:
+            for remark in sound_remarks(item.media):
+                remarks[remark].append(item.entry.name)
+        if item.media is not None and item.file_size is not None:
+            height, width = item.file_size
+            sizes[height, width] += 1
+            if height < item.media.shape[-2] or width < item.media.shape[-1]:
+                remarks["smaller than data.size, so enlarged"].append(item.entry.name)
+    for entry, remark in _of_length(condition, read):
+        remarks[remark].append(entry.name)
 
-    counts = sorted(spec.num_tokens for spec in read.values())
+    counts = sorted(spec.num_tokens for _, _, spec in read)
     table = Table("what", "value", title=f"{recipe.name}: corpus")
-    table.add_row("items", f"{len(source):,}")
+    table.add_row("items", f"{corpus.items:,}")
     for reason, number in getattr(source, "left_out", {}).items():
         table.add_row(f"left out, {reason}", f"{number:,}")
-    entries = [source.entry(index) for index in read]
+    entries = [entry for entry, _, _ in read]
     _add_counts(table, "class", Counter(entry.label for entry in entries if entry.label is not None))
     _add_counts(table, "file", Counter(entry.path.suffix.lower() for entry in entries if entry.path is not None))
     _add_counts(table, "pixels", Counter({f"{width}×{height}": n for (height, width), n in sizes.items()}))
@@ -88,7 +71,7 @@ def check_corpus(recipe: Recipe, progress: Progress) -> tuple[Table, bool]:
         table.add_row("tokens an item, least / median / most", _spread(counts))
         table.add_row("tokens in all", f"{sum(counts):,}")
     if tokenizer.media.per_second is not None:
-        length = sum(spec.shape[-3] if len(spec.shape) > 1 else spec.shape[0] for spec in read.values())
+        length = sum(spec.shape[-3] if len(spec.shape) > 1 else spec.shape[0] for _, _, spec in read)
         table.add_row("duration", f"{length / tokenizer.media.per_second / 60:,.1f} min")
     for what, value in condition.summary(entries).items():
         table.add_row(what, value)
@@ -113,21 +96,20 @@ def sound_remarks(sound: Tensor) -> list[str]:
 
 
 def _of_length(
-    condition: ConditionKind[Any], corpus: Corpus, read: Mapping[int, MediaSpec]
-) -> Iterator[tuple[int, str]]:
+    condition: ConditionKind[Any], read: Sequence[tuple[Entry, Any, MediaSpec]]
+) -> Iterator[tuple[Entry, str]]:
     """Items that last much less or more than others of such a condition, and how much."""
-    values = {index: corpus.values[index] for index in read}
-    if not values:
+    if not read:
         return
-    condition.fit(list(values.values()), [read[index].num_tokens for index in values])
-    for index, value in values.items():
+    condition.fit([value for _, value, _ in read], [spec.num_tokens for _, _, spec in read])
+    for entry, value, spec in read:
         expected = condition.length(value)
         if expected is None:
             continue
-        if read[index].num_tokens * MUCH < expected:
-            yield index, f"less than 1/{MUCH:g} as long as such a text usually is"
-        elif read[index].num_tokens > expected * MUCH:
-            yield index, f"more than {MUCH:g} times as long as such a text usually is"
+        if spec.num_tokens * MUCH < expected:
+            yield entry, f"less than 1/{MUCH:g} as long as such a text usually is"
+        elif spec.num_tokens > expected * MUCH:
+            yield entry, f"more than {MUCH:g} times as long as such a text usually is"
 
 
 def _add_counts(table: Table, what: str, counts: Counter[str]) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from djepa_mm.data.compact import Alike
 from djepa_mm.data.drawing import BEFORE, TOKENS, drawing, item_seed
 from djepa_mm.data.reading import Kept, KeptCorpus, Memory, Reading, Row, content_of, draws, every_reading, readings_of
 from djepa_mm.recipe.schema import BatchConfig
-from djepa_mm.types import BrokenItem, ConditionKind, MediaSpec, Progress, Source, Tokenizer, UserError
+from djepa_mm.types import BrokenItem, ConditionKind, Entry, MediaSpec, Progress, Source, Tokenizer, UserError
 
 BUCKET_BATCHES = 32  # items of this many batches are sorted by length together
 
@@ -29,6 +29,22 @@ class Cursor:
 
     epoch: int = 0
     batch: int = 0
+    readers: tuple[tuple[int, ...] | None, ...] = ()
+    """Of a stream, where each of its readers stands; None of those that other processes read."""
+
+    def __post_init__(self) -> None:
+        places = (None if place is None else tuple(place) for place in self.readers)  # JSON gives lists
+        object.__setattr__(self, "readers", tuple(places))
+
+
+def merge(cursors: Sequence[Cursor]) -> Cursor:
+    """Where all processes stand that have learned from parts of the same batches, each of which knows its own."""
+    first = cursors[0]
+    if not first.readers:
+        return first
+    places = zip(*(cursor.readers for cursor in cursors), strict=True)
+    known = tuple(next((place for place in one if place is not None), None) for one in places)
+    return Cursor(min(cursor.epoch for cursor in cursors), first.batch, known)
 
 
 class Corpus:
@@ -91,6 +107,33 @@ class Corpus:
             self._report(self.source.entry(index).name, str(error))
             self._check_share()
             return None
+
+    def grids(self) -> set[tuple[int, int, int]]:
+        """Of the tokens of the items, as far as headers tell."""
+        return {spec.grid for spec in self.specs.values()}
+
+    def fit_condition(self) -> None:
+        """Let the condition learn what it does from its values and the sizes of the media."""
+        values, specs = self.values, self.specs
+        self.condition.fit(list(values.values()), [specs[index].num_tokens for index in values])
+
+    def each(self, progress: Progress) -> Iterator[Seen]:
+        """Every item once, but for broken ones, which `broken` then names. Raises UserError where kept tokens are
+        damaged."""
+        for done, index in enumerate(self.specs):
+            content = self.read(index)
+            if isinstance(self.source, Kept):
+                for reading in range(self.source.readings):
+                    self.source.tokens(index, reading)
+            if content is not None:
+                media = content if isinstance(content, Tensor) else None
+                spec = self.tokenizer.spec_of(tuple(content.shape)) if isinstance(content, Tensor) else content.spec
+                size = (
+                    self.source.file_size(index) if media is not None and isinstance(self.source, KnowsSizes) else None
+                )
+                entry, value = self.source.entry(index), self.values[index]
+                yield Seen(entry=entry, value=value, spec=spec, media=media, file_size=size)
+            progress(done + 1, len(self.specs))
 
     def fit_tokenizer(self, most: int = 1000) -> None:
         """Let the tokenizer learn its statistics from up to `most` items, evenly spread over the corpus; kept tokens
@@ -207,6 +250,11 @@ class Corpus:
 
     # --- the report
 
+    @property
+    def items(self) -> int:
+        """How many there are, broken ones counted."""
+        return len(self.source)
+
     def _report(self, name: str, reason: str) -> None:
         self.broken[name] = reason
 
@@ -231,3 +279,23 @@ class Corpus:
             "reasons": self.broken,
         }
         path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """An item that was read."""
+
+    entry: Entry
+    value: Any  # of its condition
+    spec: MediaSpec
+    media: Tensor | None  # none where tokens were kept
+    file_size: tuple[int, int] | None = None  # height and width in the file, before anything is cut or resized
+
+
+@runtime_checkable
+class KnowsSizes(Protocol):
+    """A source of files of many sizes."""
+
+    def file_size(self, index: int) -> tuple[int, int]:
+        """Height and width in the file, before anything is cut or resized."""
+        ...

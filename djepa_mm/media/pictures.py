@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -151,8 +151,9 @@ def orientation(picture: Image.Image) -> int:
 
 
 @contextmanager
-def readable(path: Path, what: str = "a picture") -> Iterator[Any]:
-    """A file in Pillow, whose ways to fail, now and later, become BrokenItem: it is not readable as `what`."""
+def readable(path: Path | IO[bytes], what: str = "a picture") -> Iterator[Any]:
+    """A file, or what one holds, in Pillow, whose ways to fail, now and later, become BrokenItem: it is not readable
+    as `what`."""
     try:
         with Image.open(path) as picture:
             yield picture

@@ -20,9 +20,10 @@ from djepa_mm.core.djepa import Losses
 from djepa_mm.core.types import TokenBatch
 from djepa_mm.data.batches import Portion, Share
 from djepa_mm.data.check import check_media
-from djepa_mm.data.corpus import Corpus, Cursor
+from djepa_mm.data.corpus import Cursor
 from djepa_mm.data.drawing import item_seed
 from djepa_mm.data.reading import KeptCorpus
+from djepa_mm.data.streams import open_corpus
 from djepa_mm.errors import UserError
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.generation.request import Request
@@ -38,7 +39,7 @@ from djepa_mm.training.optimizers import build_optimizers
 from djepa_mm.training.state import SameCorpus, TrainState, load_module
 from djepa_mm.training.task import Group, Learned, Report, Update, autocast
 from djepa_mm.training.wrap import whole_weights, wrap
-from djepa_mm.types import MediaSpec, Progress, Source, Tokenizer
+from djepa_mm.types import MediaSpec, Progress, Source, Stream, Tokenizer
 from djepa_mm.weights import TOKENIZER, checkpoints, find_checkpoint, read_tensors
 
 # Keys by which weights mean what they mean, though no shape may tell; `None` is all keys of a section but FREE ones
@@ -73,12 +74,11 @@ class DJEPATask:
         torch.manual_seed(recipe.run.seed)
         with device:
             self.model = build_model(recipe, tokenizer, condition)
-        self.corpus = Corpus(source, tokenizer, condition, recipe.batch, seed=recipe.run.seed, device=device)
-        if recipe.model.fixed_grid and len({spec.grid for spec in self.corpus.specs.values()}) > 1:
+        self.corpus = open_corpus(source, tokenizer, condition, recipe.batch, seed=recipe.run.seed, device=device)
+        if recipe.model.fixed_grid and len(self.corpus.grids()) > 1:
             positions = recipe.model.positions
             raise UserError(f"model.positions is {positions}, but this corpus' media vary in size: set it to rotary")
-        values, specs = self.corpus.values, self.corpus.specs
-        condition.fit(list(values.values()), [specs[index].num_tokens for index in values])
+        self.corpus.fit_condition()
         self.pipeline = Pipeline(recipe, self.model, tokenizer, condition)
         self.online = self.model.online
         self.wrapped = wrap(self.model, recipe.compute, self.ranks, device)
@@ -95,7 +95,7 @@ class DJEPATask:
         )
         self.groups = {"model": Group(module=self.model.online, optimizers=self.state.optimizers)}
 
-    def _check_fit(self, source: Source, tokenizer: Tokenizer) -> None:
+    def _check_fit(self, source: Source | Stream, tokenizer: Tokenizer) -> None:
         """The corpus gives what the tokenizer takes; learned positions need media of one size."""
         check_media(source, tokenizer)
         if isinstance(source, KeptCorpus):
@@ -214,7 +214,7 @@ class DJEPATask:
     def report(self) -> Report:
         left_out = getattr(self.corpus.source, "left_out", {})
         broken = {name: why for found in self.ranks.gather(self.corpus.broken) for name, why in found.items()}
-        return Report(items=len(self.corpus.source), broken=broken, left_out=left_out)
+        return Report(items=self.corpus.items, broken=broken, left_out=left_out)
 
     def _requests(self) -> list[Request]:
         run = self.recipe.run

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from djepa_mm.core.averaging import update_average, warmed_decay
-from djepa_mm.data.corpus import Cursor
+from djepa_mm.data.corpus import Cursor, merge
 from djepa_mm.errors import UserError
 from djepa_mm.precision import matrix_rate, without_slow_bf16
 from djepa_mm.ranks import ElsewhereError, current
@@ -329,6 +329,7 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint now -> its folder."""
         recipe, keep = dump_recipe(self.task.recipe), self.task.settings.keep
+        self.state.cursor = merge(self.ranks.gather(self.state.cursor))
         folder = self.state.save(self.out / "checkpoints", recipe, keep)
         for callback in self.callbacks:
             callback.on_checkpoint(folder)

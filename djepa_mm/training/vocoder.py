@@ -34,7 +34,7 @@ from djepa_mm.training.callbacks import Callback
 from djepa_mm.training.loop import Outcome, Trainer, check_folder
 from djepa_mm.training.state import Constant, TrainState
 from djepa_mm.training.task import Group, Learned, Report, Update, autocast
-from djepa_mm.types import Progress
+from djepa_mm.types import Progress, Stream
 
 
 class VocoderTask:
@@ -44,6 +44,8 @@ class VocoderTask:
         self.recipe, self.device = recipe, device
         self.optim, self.settings = recipe.optim, recipe.run
         source = recipe.data.build()
+        if isinstance(source, Stream):
+            raise UserError(f"data.source {recipe.data.source}: a vocoder learns from files, not from shards")
         if (rate_hz := getattr(source, "sample_rate_hz", None)) is None:
             raise UserError(f"data.source {recipe.data.source} holds no sound; a vocoder learns from recordings")
         self.log_mel, self.sounds = LogMel(rate_hz), Sounds(rate_hz)

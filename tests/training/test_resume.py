@@ -22,6 +22,7 @@ from support import ROOT
 
 import djepa_mm
 from djepa_mm.data.corpus import Corpus, Cursor
+from djepa_mm.data.pack import pack
 from djepa_mm.errors import Notice, UserError
 from djepa_mm.precision import without_slow_bf16
 from djepa_mm.recipe.load import load_recipe
@@ -77,6 +78,21 @@ def test_a_resumed_run_draws_the_same_readings(pictures: Path, tmp_path: Path, w
     train(load_recipe("digits", overrides), tmp_path / "whole")
     cut = part_and_rest(overrides, tmp_path / "cut", at=3)
     assert differences(find_checkpoint(tmp_path / "whole"), find_checkpoint(cut)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_goes_on_in_the_stream(pictures: Path, tmp_path: Path, workers: int) -> None:
+    """Mid-epoch, mid-block and over epochs' ends, with flips; where a shard is gone, with a checkpoint of its own."""
+    pack(load_recipe("digits", flipping(pictures)), tmp_path / "shards", 600, lambda done, total: None)
+    data = {"source": "shards", "urls": str(tmp_path / "shards"), "media": "picture", "size": [8, 8], "flip": True}
+    overrides = flipping(pictures, data={**data, "readers": 2, "shuffle": 3}, **{"batch.workers": workers})
+    train(load_recipe("digits", overrides), tmp_path / "whole")
+    cut = part_and_rest({**overrides, "batch.workers": 0}, tmp_path / "cut", at=3)
+    found = differences(find_checkpoint(tmp_path / "whole"), find_checkpoint(cut))
+    assert all("workers" in one for one in found)
+    next((tmp_path / "shards").glob("*.tar")).unlink()
+    with pytest.raises(UserError, match=r"the shard .*\.tar cannot be read"):
+        train(load_recipe("digits", overrides), tmp_path / "whole", resume=True)
 
 
 def test_workers_change_nothing_and_epochs_draw_anew(pictures: Path) -> None:

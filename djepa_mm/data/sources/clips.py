@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
 
 from djepa_mm.data.compact import Packed
 from djepa_mm.data.drawing import drawing
@@ -69,6 +70,117 @@ class ClipsConfig(FolderConfig, VideoConfig):
         return self.held_out_side().build() if self.held_out else None
 
 
+class Cut:
+    """Which frames of a film, and which part of them, an item is."""
+
+    def __init__(self, config: VideoConfig) -> None:
+        self.config = config
+        self.reader = VideoReader(config.reader, config.decode_timeout_s)
+
+    def wanted(self, path: Path, header: Header, first: int | None) -> Wanted:
+        """What to ask the reader for. first: a frame's number; None where torch's random state decides."""
+        if first is None:
+            first = int(torch.randint(self.choices(header), ()))
+        return Wanted(
+            path=path,
+            header=header,
+            indices=self.indices(header, first),
+            size=self.size(header),
+            resized=self.config.size is not None,
+        )
+
+    def frames(self, wanted: Wanted, then: Sequence[Wanted] = ()) -> Tensor:
+        """-> (C, T, H, W) in [-1, 1]. then: as for the reader. Raises BrokenItem."""
+        media = self.reader.frames(wanted, then)
+        return (media * LUMA).sum(0, keepdim=True) if self.config.channels == 1 else media
+
+    def shape(self, header: Header) -> tuple[int, ...]:
+        """(C, T, H, W) of an item."""
+        return (self.config.channels, self.count(header), *self.size(header))
+
+    def size(self, header: Header) -> tuple[int, int]:
+        """Height and width of a file's items."""
+        if self.config.size is not None:
+            return self.config.size
+        _, rows, columns = self.config.multiple_of
+        return header.height - header.height % rows, header.width - header.width % columns
+
+    def indices(self, header: Header, first: int) -> tuple[int, ...]:
+        """Frame numbers of an item that begins with frame `first`."""
+        count, step = self.count(header), self._step(header)
+        if self._by_number(header):
+            return tuple(first + int(k * step + 0.5) for k in range(count))
+        began = header.time(first)
+        return tuple(header.shown(began + k * self._step_s) for k in range(count))
+
+    def _by_number(self, header: Header) -> bool:
+        """Whether a frame's number tells when it is shown, as far as that matters."""
+        return self.config.frame_rate is None or header.steady
+
+    def count(self, header: Header) -> int:
+        """Frames of an item."""
+        if self.config.frames is not None:
+            return self.config.frames
+        if self._by_number(header):
+            count = math.ceil((header.frames - 0.5) / self._step(header))  # all that lie inside, rounded as above
+        else:
+            count = 1 + int(header.time(-1) / self._step_s + 1e-6)
+        return max(1, count // self.config.multiple_of[0]) * self.config.multiple_of[0]
+
+    def choices(self, header: Header) -> int:
+        """Frames that an item may begin with; not positive where the film is too short for one."""
+        last = self.count(header) - 1
+        if self._by_number(header):
+            return header.frames - int(last * self._step(header) + 0.5)
+        return header.shown(header.time(-1) - last * self._step_s) + 1
+
+    def _step(self, header: Header) -> float:
+        """Frames of the file from one frame of an item to the next, where they are evenly spaced."""
+        rate = self.config.frame_rate
+        return self.config.stride * (1.0 if rate is None else header.frame_rate / rate)
+
+    @property
+    def _step_s(self) -> float:
+        """Seconds from one frame of an item to the next, where `frame_rate` tells."""
+        assert self.config.frame_rate is not None
+        return self.config.stride / self.config.frame_rate
+
+    def firsts(self, header: Header) -> list[int | None]:
+        """First frames of a file's items; None where it is drawn later. Raises BrokenItem."""
+        config = self.config
+        if max(header.height, header.width) > config.max_side:
+            raise BrokenItem(f"{header.width}×{header.height} pixels, more than data.max_side {config.max_side}")
+        if header.frames > config.max_frames:
+            raise BrokenItem(f"{header.frames} frames, more than data.max_frames {config.max_frames}")
+        if header.duration_s > config.max_duration_s:
+            raise BrokenItem(f"{header.duration_s:.0f} s, more than data.max_duration_s {config.max_duration_s:g}")
+        choices = self.choices(header)
+        if choices < 1:
+            if self._by_number(header):
+                has = f"{header.frames} frames at {header.frame_rate:g} a second"
+                needed = f"{header.frames + 1 - choices}"
+            else:
+                has = f"its {header.frames} frames begin within {header.time(-1):.2f} s"
+                needed = f"{(self.count(header) - 1) * self._step_s:.2f} s"
+            raise BrokenItem(f"too short: {has}, {needed} are needed")
+        if not all(self.size(header)):
+            raise BrokenItem(f"{header.width}×{header.height} pixels, less than data.multiple_of")
+        if config.frames is None:
+            return [0]
+        if config.window == "random":
+            return [None]
+        if config.window == "middle":
+            return [(choices - 1) // 2]
+        if self._by_number(header):
+            return list(range(0, choices, max(1, round(config.frames * self._step(header)))))
+        firsts: list[int | None] = []
+        first = 0
+        while first < choices:
+            firsts.append(first)
+            first = max(first + 1, header.shown(header.time(first) + config.frames * self._step_s))
+        return firsts
+
+
 class _Window(NamedTuple):
     """Frames of a file: one item."""
 
@@ -93,7 +205,7 @@ class Clips:
         self.config, self.root, self.files, self.classes = config, root, files, classes
         self.left_out = left_out or {}
         self.draws = "data.window: random" if config.window == "random" else ""
-        self.reader = VideoReader(config.reader, config.decode_timeout_s)
+        self.cut = Cut(config)
         self.headers = read_headers(root, files, self._read_headers, kind=f"videos 1 {config.reader}")
         self.broken: dict[int, str] = {}  # why a file cannot be used, by its index in `files`
         self.windows: Packed[_Window] = Packed()
@@ -101,7 +213,7 @@ class Clips:
             try:
                 if isinstance(row, str):
                     raise BrokenItem(row)
-                firsts = self._firsts(Header.of(row))
+                firsts = self.cut.firsts(Header.of(row))
             except BrokenItem as error:
                 self.broken[number] = str(error)
                 firsts = [None]
@@ -114,7 +226,7 @@ class Clips:
     def _read_headers(self, paths: Sequence[Path]) -> Iterator[tuple[Any, ...] | str]:
         for number, path in enumerate(paths):
             try:
-                yield self.reader.header(path, paths[number + 1 : number + 1 + AHEAD]).row()
+                yield self.cut.reader.header(path, paths[number + 1 : number + 1 + AHEAD]).row()
             except BrokenItem as error:
                 yield str(error)
 
@@ -136,8 +248,7 @@ class Clips:
 
     def shape(self, index: int) -> tuple[int, ...]:
         """(C, T, H, W)."""
-        header = self._header(self.windows[index].file)
-        return (self.config.channels, self._count(header), *self._size(header))
+        return self.cut.shape(self._header(self.windows[index].file))
 
     def read(self, index: int) -> Item:
         (item,) = self.read_all([index])
@@ -161,13 +272,9 @@ class Clips:
                 continue
             whole = whole[1:]
             try:
-                media = self.reader.frames(this, whole)
+                yield Item(entry=self.entry(index), media=self.cut.frames(this, whole))
             except BrokenItem as error:
                 yield error
-            else:
-                if self.config.channels == 1:
-                    media = (media * LUMA).sum(0, keepdim=True)
-                yield Item(entry=self.entry(index), media=media)
 
     def _wanted(self, index: int) -> Wanted | BrokenItem:
         """What to ask the reader for."""
@@ -176,99 +283,7 @@ class Clips:
             header = self._header(window.file)
         except BrokenItem as error:
             return error
-        first = window.first
-        if first is None:
-            first = int(torch.randint(self._choices(header), ()))
-        path = self.root / self.files[window.file]
-        return Wanted(
-            path=path,
-            header=header,
-            indices=self._indices(header, first),
-            size=self._size(header),
-            resized=self.config.size is not None,
-        )
-
-    def _size(self, header: Header) -> tuple[int, int]:
-        """Height and width of a file's items."""
-        if self.config.size is not None:
-            return self.config.size
-        _, rows, columns = self.config.multiple_of
-        return header.height - header.height % rows, header.width - header.width % columns
-
-    def _indices(self, header: Header, first: int) -> tuple[int, ...]:
-        """Frame numbers of an item that begins with frame `first`."""
-        count, step = self._count(header), self._step(header)
-        if self._by_number(header):
-            return tuple(first + int(k * step + 0.5) for k in range(count))
-        began = header.time(first)
-        return tuple(header.shown(began + k * self._step_s) for k in range(count))
-
-    def _by_number(self, header: Header) -> bool:
-        """Whether a frame's number tells when it is shown, as far as that matters."""
-        return self.config.frame_rate is None or header.steady
-
-    def _count(self, header: Header) -> int:
-        """Frames of an item."""
-        if self.config.frames is not None:
-            return self.config.frames
-        if self._by_number(header):
-            count = math.ceil((header.frames - 0.5) / self._step(header))  # all that lie inside, rounded as above
-        else:
-            count = 1 + int(header.time(-1) / self._step_s + 1e-6)
-        return max(1, count // self.config.multiple_of[0]) * self.config.multiple_of[0]
-
-    def _choices(self, header: Header) -> int:
-        """Frames that an item may begin with; not positive where the film is too short for one."""
-        last = self._count(header) - 1
-        if self._by_number(header):
-            return header.frames - int(last * self._step(header) + 0.5)
-        return header.shown(header.time(-1) - last * self._step_s) + 1
-
-    def _step(self, header: Header) -> float:
-        """Frames of the file from one frame of an item to the next, where they are evenly spaced."""
-        rate = self.config.frame_rate
-        return self.config.stride * (1.0 if rate is None else header.frame_rate / rate)
-
-    @property
-    def _step_s(self) -> float:
-        """Seconds from one frame of an item to the next, where `frame_rate` tells."""
-        assert self.config.frame_rate is not None
-        return self.config.stride / self.config.frame_rate
-
-    def _firsts(self, header: Header) -> list[int | None]:
-        """First frames of a file's items; None where it is drawn later. Raises BrokenItem."""
-        config = self.config
-        if max(header.height, header.width) > config.max_side:
-            raise BrokenItem(f"{header.width}×{header.height} pixels, more than data.max_side {config.max_side}")
-        if header.frames > config.max_frames:
-            raise BrokenItem(f"{header.frames} frames, more than data.max_frames {config.max_frames}")
-        if header.duration_s > config.max_duration_s:
-            raise BrokenItem(f"{header.duration_s:.0f} s, more than data.max_duration_s {config.max_duration_s:g}")
-        choices = self._choices(header)
-        if choices < 1:
-            if self._by_number(header):
-                has = f"{header.frames} frames at {header.frame_rate:g} a second"
-                needed = f"{header.frames + 1 - choices}"
-            else:
-                has = f"its {header.frames} frames begin within {header.time(-1):.2f} s"
-                needed = f"{(self._count(header) - 1) * self._step_s:.2f} s"
-            raise BrokenItem(f"too short: {has}, {needed} are needed")
-        if not all(self._size(header)):
-            raise BrokenItem(f"{header.width}×{header.height} pixels, less than data.multiple_of")
-        if config.frames is None:
-            return [0]
-        if config.window == "random":
-            return [None]
-        if config.window == "middle":
-            return [(choices - 1) // 2]
-        if self._by_number(header):
-            return list(range(0, choices, max(1, round(config.frames * self._step(header)))))
-        firsts: list[int | None] = []
-        first = 0
-        while first < choices:
-            firsts.append(first)
-            first = max(first + 1, header.shown(header.time(first) + config.frames * self._step_s))
-        return firsts
+        return self.cut.wanted(self.root / self.files[window.file], header, window.first)
 
 
 def find_videos(root: Path, field: str) -> Found:

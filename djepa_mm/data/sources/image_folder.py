@@ -8,7 +8,7 @@ import posixpath
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from PIL import Image, ImageOps
 from pydantic import Field, PositiveInt, model_validator
@@ -106,7 +106,7 @@ class ImageFolder:
         size = self.sizes[index]
         if isinstance(size, str):
             raise BrokenItem(size)
-        return (self.config.channels, *self._own_size(*size))
+        return (self.config.channels, *own_size(*size, self.config.multiple_of))
 
     def file_size(self, index: int) -> Size:
         """(H, W) of the picture in the file. Raises BrokenItem."""
@@ -117,24 +117,10 @@ class ImageFolder:
 
     def read_as(self, index: int, reading: int) -> Item:
         """reading: of a corpus that is mirrored at random, 0 is mirrored."""
+        config = self.config
         with readable(self.root / self.files[index]) as image:
-            seen = upright(image)
-            if self.config.size is not None:
-                media = to_media(seen, self.config.size, self.config.channels)
-            else:
-                height, width = size = self._own_size(*upright_size(image))
-                left, top = (seen.width - width) // 2, (seen.height - height) // 2
-                media = to_media(seen.crop((left, top, left + width, top + height)), size, self.config.channels)
-        if self.config.flip and reading == 0:
-            media = media.flip(-1)
-        return Item(entry=self.entry(index), media=media)
-
-    def _own_size(self, height: int, width: int) -> Size:
-        """Height and width, the greatest multiples within a picture's own. Raises BrokenItem."""
-        rows, columns = self.config.multiple_of
-        if height < rows or width < columns:
-            raise BrokenItem(f"{width}×{height} pixels, less than data.multiple_of")
-        return height - height % rows, width - width % columns
+            media = seen_as(image, config.size, config.multiple_of, config.channels)
+        return Item(entry=self.entry(index), media=media.flip(-1) if config.flip and reading == 0 else media)
 
     def _captions(self, files: Sequence[str]) -> Packed[str | None] | None:
         """Lines of the file of captions that say nothing of one of these pictures are counted."""
@@ -179,6 +165,26 @@ def _caption(line: bytes) -> tuple[str, str, str | None]:
 def _key(name: str) -> str:
     """A file's name as captions are looked up by: however its accents, and the way to it, are written."""
     return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")))
+
+
+def seen_as(image: Any, size: Size | None, multiple_of: Size, channels: Literal[1, 3]) -> Tensor:
+    """A picture of `readable`, upright, of that size or of the greatest multiples within its own -> (C, H, W).
+
+    Raises BrokenItem."""
+    seen = upright(image)
+    if size is not None:
+        return to_media(seen, size, channels)
+    height, width = own_size(*upright_size(image), multiple_of)
+    left, top = (seen.width - width) // 2, (seen.height - height) // 2
+    return to_media(seen.crop((left, top, left + width, top + height)), (height, width), channels)
+
+
+def own_size(height: int, width: int, multiple_of: Size) -> Size:
+    """Height and width, the greatest multiples within a picture's own. Raises BrokenItem."""
+    rows, columns = multiple_of
+    if height < rows or width < columns:
+        raise BrokenItem(f"{width}×{height} pixels, less than data.multiple_of")
+    return height - height % rows, width - width % columns
 
 
 def to_media(image: Image.Image, size: tuple[int, int], channels: Literal[1, 3]) -> Tensor:

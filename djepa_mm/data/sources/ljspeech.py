@@ -13,11 +13,12 @@ import tempfile
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import soundfile
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
 from torch.nn import functional
 
 from djepa_mm.data.folders import is_held_out
@@ -123,27 +124,58 @@ class LJSpeech:
         clip = self.clips[index]
         if clip.broken:
             raise BrokenItem(clip.broken)
-        return (-(-clip.frames * self.sample_rate_hz // clip.rate_hz),)
+        return (resampled(clip.frames, clip.rate_hz, self.sample_rate_hz),)
 
     def read(self, index: int) -> Item:
-        (samples,) = self.shape(index)
+        self.shape(index)  # raises BrokenItem
         clip = self.clips[index]
+        assert clip.path is not None
         try:
-            sound, rate_hz = soundfile.read(clip.path, dtype="float32", always_2d=True)  # (frames, channels)
-        except (OSError, RuntimeError) as error:
+            with clip.path.open("rb") as file:
+                return Item(entry=self.entry(index), media=read_sound(file, clip.frames, self.sample_rate_hz))
+        except OSError as error:
             raise BrokenItem(f"not readable ({error})") from error
-        if len(sound) != clip.frames:
-            raise BrokenItem(f"cut short, {len(sound)} of {clip.frames} samples")
-        waveform = torch.from_numpy(sound).mean(dim=1)
-        if not waveform.isfinite().all():
-            raise BrokenItem("samples that are not numbers")
-        if rate_hz != self.sample_rate_hz:
-            from torchaudio.functional import resample
 
-            waveform = resample(waveform, rate_hz, self.sample_rate_hz)
-            # torchaudio rounds the length in float32, so on long clips it can be a sample off the exact one.
-            waveform = functional.pad(waveform, (0, samples - len(waveform)))
-        return Item(entry=self.entry(index), media=waveform)
+
+def sound_header(file: BinaryIO) -> tuple[int, int]:
+    """Samples of a WAV or FLAC file, and how many of them are a second. Raises BrokenItem."""
+    try:
+        with soundfile.SoundFile(file) as sound:
+            frames, rate_hz = sound.frames, sound.samplerate
+        lost = _lost_bytes(file)
+    except (OSError, RuntimeError, struct.error) as error:
+        raise BrokenItem(f"not readable ({error})") from error
+    if lost > LOST:
+        raise BrokenItem(f"cut short: {lost:,} bytes fewer than its header says")
+    if not frames:
+        raise BrokenItem("no samples")
+    return frames, rate_hz
+
+
+def read_sound(file: BinaryIO, frames: int, sample_rate_hz: int) -> Tensor:
+    """A file of so many samples -> (samples,) in [-1, 1], its channels' mean, at this rate. Raises BrokenItem."""
+    try:
+        file.seek(0)
+        sound, rate_hz = soundfile.read(file, dtype="float32", always_2d=True)  # (frames, channels)
+    except (OSError, RuntimeError) as error:
+        raise BrokenItem(f"not readable ({error})") from error
+    if len(sound) != frames:
+        raise BrokenItem(f"cut short, {len(sound)} of {frames} samples")
+    waveform = torch.from_numpy(sound).mean(dim=1)
+    if not waveform.isfinite().all():
+        raise BrokenItem("samples that are not numbers")
+    if rate_hz != sample_rate_hz:
+        from torchaudio.functional import resample
+
+        waveform = resample(waveform, rate_hz, sample_rate_hz)
+        # torchaudio rounds the length in float32, so on long clips it can be a sample off the exact one.
+        waveform = functional.pad(waveform, (0, resampled(frames, rate_hz, sample_rate_hz) - len(waveform)))
+    return waveform
+
+
+def resampled(frames: int, rate_hz: int, sample_rate_hz: int) -> int:
+    """How many samples so many are at another rate."""
+    return -(-frames * sample_rate_hz // rate_hz)
 
 
 def letters(text: str) -> str:
@@ -167,15 +199,13 @@ def _clip(wavs: Path, where: str, line: bytes) -> _Clip:
     if path is None:
         return _Clip(name=name, text=text, broken=f"no {name}.wav or .flac in {wavs}")
     try:
-        with soundfile.SoundFile(path) as file:
-            frames, rate_hz = file.frames, file.samplerate
-        lost = _lost_bytes(path)
-    except (OSError, RuntimeError, struct.error) as error:
+        with path.open("rb") as file:
+            frames, rate_hz = sound_header(file)
+    except OSError as error:
         return _Clip(name=name, text=text, broken=f"not readable ({error})")
-    broken = None if frames else "no samples"
-    if lost > LOST:
-        broken = f"cut short: {lost:,} bytes fewer than its header says"
-    return _Clip(name=name, path=path, text=text, frames=frames, rate_hz=rate_hz, broken=broken)
+    except BrokenItem as error:
+        return _Clip(name=name, text=text, broken=str(error))
+    return _Clip(name=name, path=path, text=text, frames=frames, rate_hz=rate_hz)
 
 
 def _text(texts: list[str]) -> str | None:
@@ -198,31 +228,31 @@ def _file(wavs: Path, name: str) -> Path | None:
     return next((path for path in (wavs / one for one in names) if path.exists()), None)
 
 
-def _lost_bytes(path: Path) -> int:
+def _lost_bytes(file: BinaryIO) -> int:
     """How many bytes of sound a WAV file lacks that its header announces; libsndfile reads such files without a word.
 
     0 for other kinds of files, and where the header does not know."""
-    whole = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(12)
-        order = RIFF.get(head[:4])
-        if order is None or head[8:] != b"WAVE":
-            return 0
-        long = None  # size of the data in RF64
-        while len(head := file.read(8)) == 8:
-            (size,) = struct.unpack(order + "I", head[4:])
-            if head[:4] == b"data":
-                if long is not None and size == 0xFFFF_FFFF:
-                    size = long
-                elif not 0 < size < ENDLESS:
-                    return 0
-                return max(0, file.tell() + size - whole)
-            if head[:4] == b"ds64":
-                _, long = struct.unpack(order + "QQ", file.read(16))
-                file.seek(size - 16, os.SEEK_CUR)
-            else:
-                file.seek(size, os.SEEK_CUR)
-            file.seek(size % 2, os.SEEK_CUR)  # chunks begin at even bytes
+    whole = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(12)
+    order = RIFF.get(head[:4])
+    if order is None or head[8:] != b"WAVE":
+        return 0
+    long = None  # size of the data in RF64
+    while len(head := file.read(8)) == 8:
+        (size,) = struct.unpack(order + "I", head[4:])
+        if head[:4] == b"data":
+            if long is not None and size == 0xFFFF_FFFF:
+                size = long
+            elif not 0 < size < ENDLESS:
+                return 0
+            return max(0, file.tell() + size - whole)
+        if head[:4] == b"ds64":
+            _, long = struct.unpack(order + "QQ", file.read(16))
+            file.seek(size - 16, os.SEEK_CUR)
+        else:
+            file.seek(size, os.SEEK_CUR)
+        file.seek(size % 2, os.SEEK_CUR)  # chunks begin at even bytes
     return 0
 
 

@@ -1,0 +1,417 @@
+"""A corpus that is read from its shards' beginnings to their ends, by a fixed number of readers.
+
+Each reader has shards of its own in every epoch, or its part of the items of one, and mixes them in blocks. A batch
+takes as many items from each reader, so that it depends on the recipe alone, however many processes share the readers.
+Readers go on into their next epoch by themselves: where they have unequal shares of the items, some are ahead.
+
+V readers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from djepa_mm.data.batches import (
+    ALL,
+    Batcher,
+    Content,
+    Portion,
+    Read,
+    Share,
+    deaf_to_interrupts,
+    leave_interrupts,
+)
+from djepa_mm.data.corpus import Corpus, Cursor, Seen
+from djepa_mm.data.drawing import BEFORE, TOKENS, drawing, item_seed
+from djepa_mm.recipe.schema import BatchConfig
+from djepa_mm.types import (
+    BrokenItem,
+    ConditionKind,
+    Entry,
+    Item,
+    Progress,
+    Sample,
+    Source,
+    Stream,
+    Tokenizer,
+    UserError,
+)
+
+FEW = 1000  # items that are looked at before training; of fewer, no share of broken ones is taken
+
+
+class Place(NamedTuple):
+    """Where a reader stands: its epoch, where its block begins, and how many items of the block it has given."""
+
+    epoch: int = 0
+    shard: int = 0  # its place among those of the reader
+    item: int = 0  # of the shard, or one that comes before it
+    given: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """An item that a reader gives, and where it lies in the corpus."""
+
+    epoch: int
+    shard: int
+    item: int
+    sample: Sample
+
+    def seed(self, run: int, *purpose: int) -> int:
+        return item_seed(run, self.epoch, self.shard, self.item, *purpose)
+
+
+class Reader:
+    """One of V."""
+
+    def __init__(self, stream: Stream, number: int, *, seed: int = 0, shuffle: int | None = None) -> None:
+        """shuffle: items in a block, else as many as the stream says."""
+        self.stream, self.number, self.seed = stream, number, seed
+        self.shuffle = stream.shuffle if shuffle is None else shuffle
+
+    def taken(self, place: Place) -> Iterator[tuple[Taken, Place]]:
+        """Items without end from a place on, each with the place that follows it.
+
+        Raises UserError where a shard is not there, or this reader has no items."""
+        while True:
+            nothing = place == Place(place.epoch)
+            for found in self.epoch(place):
+                nothing = False
+                yield found
+            if nothing:
+                shards = ", ".join(dict.fromkeys(self.stream.shards[shard] for shard, *_ in self._parts(place.epoch)))
+                raise UserError(
+                    f"data.readers {self.stream.readers}: no item is left for reader {self.number} of {shards}; "
+                    "set it lower, or check the shards"
+                )
+            place = Place(place.epoch + 1)
+
+    def epoch(self, place: Place) -> Iterator[tuple[Taken, Place]]:
+        """The same to the end of the epoch."""
+        for began, block, after in self._blocks(place):
+            order = list(range(len(block)))
+            if self.shuffle:
+                seed = item_seed(self.seed, place.epoch, self.number, began.shard, began.item)
+                order = torch.randperm(len(block), generator=torch.Generator().manual_seed(seed)).tolist()
+            skip = place.given if began == place._replace(given=0) else 0
+            for given, n in enumerate(order[skip:], start=skip + 1):
+                yield block.pop(n), after if given == len(order) else began._replace(given=given)
+
+    def _blocks(self, place: Place) -> Iterator[tuple[Place, dict[int, Taken], Place]]:
+        """Where each begins, its items by number, and where the next begins: right behind its last item, even where
+        the shard ends there."""
+        began = place._replace(given=0)
+        items, block = self._items(began), max(1, self.shuffle)
+        while found := list(islice(items, block)):
+            after = found[-1][1]
+            rest = dict(enumerate(taken for taken, _ in found))
+            del found  # whoever takes items out of the block frees them
+            yield began, rest, after
+            began = after
+
+    def _items(self, place: Place) -> Iterator[tuple[Taken, Place]]:
+        """In the order of the shards, each with the place behind it."""
+        first = place.item
+        for number, (shard, rest, step) in islice(enumerate(self._parts(place.epoch)), place.shard, None):
+            for item, sample in self.stream.samples(shard, first + (rest - first) % step, step):
+                taken = Taken(epoch=place.epoch, shard=shard, item=item, sample=sample)
+                yield taken, Place(place.epoch, number, item + 1)
+            first = 0
+
+    def _parts(self, epoch: int) -> list[tuple[int, int, int]]:
+        """What is this reader's in an epoch, in order: shards, each with the item that it begins with and the step to
+        the next. Where there are fewer shards than readers, several share one."""
+        count, readers = len(self.stream.shards), self.stream.readers
+        order = list(range(count))
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(item_seed(self.seed, epoch))
+            order = torch.randperm(count, generator=generator).tolist()
+        if count >= readers:
+            return [(shard, 0, 1) for shard in order[self.number :: readers]]
+        rest, share = divmod(self.number, count)
+        return [(order[share], rest, len(range(share, readers, count)))]
+
+
+class StreamCorpus:
+    """A stream seen through a tokenizer, as `Corpus` is a source.
+
+    broken: reason by name for every item that could not be read so far.
+    """
+
+    def __init__(
+        self,
+        source: Stream,
+        tokenizer: Tokenizer,
+        condition: ConditionKind[Any],
+        config: BatchConfig,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if config.cache:
+            raise UserError("batch.cache: a corpus of shards is not kept in memory; set batch.cache to false")
+        self.source, self.tokenizer, self.condition = source, tokenizer, condition
+        self.config, self.seed, self.device = config, seed, torch.device(device)
+        self.batcher = Batcher(tokenizer, condition, self.device, self._report)
+        self.broken: dict[str, str] = {}
+        self.seen = 0  # items
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this corpus from another: a run that goes on needs the same one."""
+        names = hashlib.sha256("\n".join(self.source.shards).encode("utf-8", "surrogateescape"))
+        return {"items": self.source.total, "names": names.hexdigest()[:16]}
+
+    # --- before training
+
+    def grids(self) -> set[tuple[int, int, int]]:
+        """The one that all have; none where they vary."""
+        return set() if self.tokenizer.fixed is None else {self.tokenizer.fixed.grid}
+
+    def fit_condition(self) -> None:
+        """Let the condition learn what it does from its values and the sizes of the media, of the first items."""
+        if type(self.condition).fit is ConditionKind.fit:
+            return  # it learns nothing
+        first = list(islice(self._each(), FEW))
+        if not first:
+            raise UserError(f"the corpus has no readable item: {self._example()}")
+        self.condition.fit([item.value for item in first], [item.spec.num_tokens for item in first])
+
+    def fit_tokenizer(self, most: int = FEW) -> None:
+        """Let the tokenizer learn its statistics from the first items of all readers."""
+        self.tokenizer.fit(item.media for item in islice(self._each(), most) if item.media is not None)
+
+    def fill_cache(self, progress: Progress | None = None) -> None:
+        raise AssertionError("refused before")
+
+    def each(self, progress: Progress) -> Iterator[Seen]:
+        """Every item once, but for broken ones, which `broken` then names."""
+        self.seen = 0
+        for item in self._each():
+            yield item
+            progress(self.seen, self.source.total or self.seen)
+
+    def _each(self) -> Iterator[Seen]:
+        """Items that can be read, from each reader in turn, in the order of their shards."""
+        readers = [
+            Reader(self.source, number, seed=self.seed, shuffle=0).epoch(Place())
+            for number in range(self.source.readers)
+        ]
+        while readers:
+            for reader in list(readers):
+                if (found := next(reader, None)) is None:
+                    readers.remove(reader)
+                    continue
+                self.seen += 1
+                taken = found[0]
+                try:
+                    with drawing(item_seed(self.seed, BEFORE, taken.shard, taken.item)):
+                        item = self.source.decode(taken.sample)
+                    spec, value = self.tokenizer.spec_of(tuple(item.media.shape)), self.condition.read(item.entry)
+                except (BrokenItem, UserError) as error:
+                    self._report(taken.sample.name, str(error))
+                else:
+                    yield Seen(entry=item.entry, value=value, spec=spec, media=item.media)
+
+    # --- batches
+
+    def batches(self, start: Cursor, share: Share = ALL) -> Iterator[tuple[list[Portion | None], Cursor]]:
+        """Batches without end from a place on, each with the place that follows it: the parts of this process, None
+        for one of which no item could be read.
+
+        The places after a batch are those of this process' readers; see `merge`."""
+        count, each = self._readers_a_part(share), self.config.size // self.source.readers
+        own = range(share.rank * share.parts * count, (share.rank + 1) * share.parts * count)
+        began = {number: place for number, place in enumerate(self._places(start)) if number in own}
+        places = {number: place for number, place in began.items() if place is not None}
+        assert places.keys() == began.keys(), "cursors of all processes are merged before they are kept"
+        workers = max((n for n in range(1, self.config.workers + 1) if len(own) % n == 0), default=0)
+        loader = DataLoader(
+            _Reading(self, list(places.items()), each),
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=leave_interrupts,
+            generator=torch.Generator(),  # of its own, so that it draws nothing from the run's random state
+        )
+        with deaf_to_interrupts(workers):
+            reading = iter(loader)
+        batch, barren, known = start.batch, True, dict(places)
+        self.seen = 0
+        while True:
+            portions: list[Portion | None] = []
+            for part in range(share.parts):
+                reads: list[Read] = []
+                for number in own[part * count : (part + 1) * count]:
+                    found = next(reading)
+                    if isinstance(found, str):
+                        raise UserError(found)
+                    assert found.reader == number
+                    known[number] = found.after
+                    reads += [self._read(row, number * each + n) for n, row in enumerate(found.rows)]
+                portions.append(self._portion(reads))
+            batch, barren = batch + 1, barren and not any(portions)
+            epoch = min(place.epoch for place in known.values())
+            if barren and epoch > min(place.epoch for place in places.values()) + 1:
+                raise UserError(f"no item of the corpus can be read: {self._example()}")
+            yield portions, Cursor(epoch, batch, tuple(known.get(n) for n in range(self.source.readers)))
+
+    def _readers_a_part(self, share: Share) -> int:
+        """Raises UserError where readers, batch and processes do not divide."""
+        readers, size, parts = self.source.readers, self.config.size, share.world * share.parts
+        if size % readers:
+            below, above = size // readers * readers, -(-size // readers) * readers
+            near = f"{below} or {above}" if below else f"{above}"
+            raise UserError(
+                f"batch.size {size} is not a multiple of data.readers {readers}: set batch.size to {near}, "
+                f"or data.readers to {max(n for n in range(1, readers + 1) if size % n == 0)}"
+            )
+        if readers % parts:
+            raise UserError(
+                f"data.readers {readers} cannot be dealt to {parts} parts of a batch ({share.world} processes, "
+                f"{share.parts} each): set data.readers to {-(-readers // parts) * parts}, or run other processes"
+            )
+        return readers // parts
+
+    def _places(self, start: Cursor) -> Sequence[Place | None]:
+        """Where each reader begins. Raises UserError where the checkpoint had others."""
+        readers = self.source.readers
+        if start.readers and len(start.readers) != readers:
+            raise UserError(
+                f"data.readers is {readers}, but this run has read with {len(start.readers)}; make them agree"
+            )
+        if not start.readers:
+            if start != Cursor():
+                raise UserError(
+                    "data.source: this run has read a corpus by index; a stream cannot go on where it stood"
+                )
+            return [Place()] * readers
+        return [None if place is None else Place(*place) for place in start.readers]
+
+    def _read(self, row: _Row, place: int) -> Read:
+        content, value = row.content, None
+        if row.entry is not None:
+            try:
+                value = self.condition.read(row.entry)
+            except BrokenItem as error:
+                content = str(error)
+        return Read(name=row.name, place=place, value=value, seed=row.seed, content=content)
+
+    def _portion(self, reads: Sequence[Read]) -> Portion | None:
+        known = len(self.broken)
+        portion = self.batcher.portion(reads)
+        self.seen += len(reads)
+        if len(self.broken) > known:
+            self._check_share()
+        return portion
+
+    # --- the report
+
+    @property
+    def items(self) -> int:
+        """How many there are, where that is known; else how many were seen."""
+        return self.source.total or self.seen
+
+    def _report(self, name: str, reason: str) -> None:
+        self.broken[name] = reason
+
+    def _example(self) -> str:
+        return next((f"{name}: {reason}" for name, reason in self.broken.items()), "none is there")
+
+    def _check_share(self) -> None:
+        items = self.source.total or max(self.seen, FEW)
+        share = len(self.broken) / items
+        if share > self.config.max_broken_share:
+            raise UserError(
+                f"{len(self.broken)} items of the corpus cannot be read ({share:.1%} of {items}, more than "
+                f"batch.max_broken_share {self.config.max_broken_share:.1%}), such as {self._example()}. "
+                "Mend them, or go on without them: --set batch.max_broken_share=1"
+            )
+
+
+def open_corpus(
+    source: Source | Stream,
+    tokenizer: Tokenizer,
+    condition: ConditionKind[Any],
+    config: BatchConfig,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Corpus | StreamCorpus:
+    """By index or as a stream, as the source is."""
+    if isinstance(source, Stream):
+        return StreamCorpus(source, tokenizer, condition, config, seed=seed, device=device)
+    return Corpus(source, tokenizer, condition, config, seed=seed, device=device)
+
+
+# --- processes that read ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """An item that was read, or the reason why it cannot be."""
+
+    name: str
+    entry: Entry | None
+    seed: int  # of what is drawn of its tokens
+    content: Content
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """What a reader gives to a batch, and where it stands then."""
+
+    reader: int
+    rows: list[_Row]
+    after: Place
+
+
+class _Reading(IterableDataset["_Turn | str"]):
+    """Turns of each reader after the other, without end; or why none can follow."""
+
+    def __init__(self, corpus: StreamCorpus, readers: Sequence[tuple[int, Place]], each: int) -> None:
+        """each: most items of a turn."""
+        self.source, self.seed, self.readers, self.each = corpus.source, corpus.seed, readers, each
+        budget = corpus.config.tokens
+        self.budget = None if budget is None else budget / corpus.source.readers
+        self.spec_of: Callable[..., Any] | None = None if budget is None else corpus.tokenizer.spec_of
+
+    def __iter__(self) -> Iterator[_Turn | str]:
+        worker = get_worker_info()
+        mine = self.readers if worker is None else self.readers[worker.id :: worker.num_workers]
+        try:
+            for turns in cycle([self._turns(number, place) for number, place in mine]):
+                yield next(turns)
+        except UserError as error:  # which would not come through as it is
+            yield str(error)
+
+    def _turns(self, number: int, place: Place) -> Iterator[_Turn]:
+        rows: list[_Row] = []
+        longest = 0
+        for taken, after in Reader(self.source, number, seed=self.seed).taken(place):
+            row, tokens = self._row(taken)
+            if rows and self.budget is not None and max(longest, tokens) * (len(rows) + 1) > self.budget:
+                yield _Turn(number, rows, place)
+                rows, longest = [], 0
+            rows.append(row)
+            longest, place = max(longest, tokens), after
+            if len(rows) == self.each:
+                yield _Turn(number, rows, place)
+                rows, longest = [], 0
+
+    def _row(self, taken: Taken) -> tuple[_Row, int]:
+        """The item, and its tokens where they are counted."""
+        name, seed = taken.sample.name, taken.seed(self.seed, TOKENS)
+        try:
+            with drawing(taken.seed(self.seed)):
+                item: Item = self.source.decode(taken.sample)
+            tokens = 0 if self.spec_of is None else self.spec_of(tuple(item.media.shape)).num_tokens
+        except (BrokenItem, UserError) as error:  # UserError: of a size that the tokenizer cannot take
+            return _Row(name, None, seed, str(error)), 0
+        return _Row(name, item.entry, seed, item.media), tokens
