@@ -32,6 +32,8 @@ from rich.console import Console
 from rich.table import Table
 
 import djepa_mm
+from djepa_mm.data.encoding import Keeping, encode_corpus
+from djepa_mm.data.pack import pack
 from djepa_mm.media.clips import write_clip
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.runs.checkpoint import differences
@@ -78,12 +80,22 @@ def corpora(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
         **SMALL, "model.width": 48, "data.root": str(folder / "clips"), "data.frames": 4, "data.size": [16, 16],
         "data.window": "random", "tokenizer.size": [16, 16], "tokenizer.frames": 4, "batch.size": 4,
     }  # fmt: skip
+    shards, latents = folder / "shards", folder / "latents"
+    pack(load_recipe("digits", pictures), shards, 3000, lambda done, total: None)
+    encode_corpus(load_recipe("digits", flips), latents, Keeping(shard_items=7))
+    data = {"source": "shards", "media": "picture", "urls": str(shards), "readers": 4, "shuffle": 6}
+    stream = {**flips, "data": {**data, "size": [8, 8], "flip": True}}
+    kept = {**flips, "data": {"source": "latents", "root": str(latents)}}
     return {
         "pictures, flips": ("digits", flips),
         "pictures, flips, 2 readers": ("digits", {**flips, "batch.workers": 2}),
         "pictures, kept in memory": ("digits", {**pictures, "batch.cache": True}),
         "clips, random windows": ("clips", clips),
         "clips, random windows, 2 readers": ("clips", {**clips, "batch.workers": 2}),
+        "shards, flips": ("digits", stream),
+        "shards, flips, 2 readers": ("digits", {**stream, "batch.workers": 2}),
+        "latents, flips": ("digits", kept),
+        "latents, flips, 2 readers": ("digits", {**kept, "batch.workers": 2}),
     }
 
 

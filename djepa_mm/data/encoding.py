@@ -43,7 +43,7 @@ from djepa_mm.data.reading import KeptCorpus, draws, every_reading, readings_of
 from djepa_mm.recipe.load import recipe_data
 from djepa_mm.recipe.schema import Recipe
 from djepa_mm.runs.files import check_writable, written_to
-from djepa_mm.types import BrokenItem, MediaSpec, Progress, Source, Tokenizer, UserError
+from djepa_mm.types import BrokenItem, MediaSpec, Progress, Source, Stream, Tokenizer, UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHARD_BYTES = 256 * 2**20  # most of a shard, about
@@ -90,6 +90,8 @@ def encode_corpus(
     items of this process. stopped: asked after each item. Raises UserError where the corpus has too many readings of an
     item, or `out` holds latents of something else."""
     source, tokenizer = recipe.data.build(), recipe.tokenizer.build()
+    if isinstance(source, Stream):
+        raise UserError(f"data.source {recipe.data.source}: a stream is not encoded; encode what it was packed from")
     if isinstance(source, KeptCorpus):
         raise UserError("data.source: latents are encoded already; encode the corpus that they are of")
     check_media(source, tokenizer)

@@ -203,7 +203,7 @@ class Latents:
 
     @cached_property
     def _encoded_corpus(self) -> Source:
-        return self.original.build()
+        return cast(Source, self.original.build())  # a stream is not encoded
 
     def check(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
         """Raises UserError where the recipe's tokenizer would give other tokens than those that are kept."""
