@@ -26,7 +26,7 @@ from PIL import Image
 SHARDS, NAMES, ITEMS = 10, 1000, 10_000
 READ, WARM = 200_000, 20_000  # items; memory is compared from the latter on
 BATCH, READERS = 64, 8
-PICTURES, ROUNDS = 2048, 9
+PICTURES, ROUNDS = 512, 9
 
 
 def write(path: Path, items: Any) -> None:
