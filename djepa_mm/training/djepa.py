@@ -127,16 +127,15 @@ class DJEPATask:
     def learn(self, batch: Sequence[Portion | None], update: Update, progress: float) -> Learned | None:
         """Chance decides for the whole batch, in every process alike, and means are taken over all of it, so that it
         makes no difference how many processes and parts it is dealt to."""
-        mine = [None if part is None else (part.places, part.grids) for part in batch]
-        items = {
-            place: grid
-            for parts in self.ranks.gather(mine)
-            for part in parts
-            if part is not None
-            for place, grid in zip(*part, strict=True)
-        }
+        whole = [part for part in batch if part is not None]
+        self._spare = whole[0].batch if whole else self._spare
+        told = self.ranks.gather(([(part.places, part.grids) for part in whole], self._spare is None))
+        items = {place: grid for parts, _ in told for part in parts for place, grid in zip(*part, strict=True)}
         if not items:
             return None
+        if any(lacking for _, lacking in told):  # a process has never read anything: it takes what another has
+            spares = self.ranks.gather(None if self._spare is None else self._spare.to("cpu"))
+            self._spare = self._spare or next(spare for spare in spares if spare is not None).to(self.device)
         number = {place: n for n, place in enumerate(sorted(items))}  # of broken items, there is nothing
         grids = [items[place] for place in number]
         valid, positions = places(grids)
@@ -153,7 +152,6 @@ class DJEPATask:
                         if part is None:
                             found = self._nothing()
                         else:
-                            self._spare = part.batch
                             own = draws
                             if len(part.places) < len(items):
                                 own = draws.of([number[place] for place in part.places], part.batch.valid.shape[1])
@@ -183,8 +181,7 @@ class DJEPATask:
 
     def _nothing(self) -> Losses:
         """Of a part of which no item could be read: zero, by way of the networks, for which the others wait."""
-        if self._spare is None:
-            raise RuntimeError("the first items of this process are all broken")
+        assert self._spare is not None
         generator = torch.Generator(self.device).manual_seed(0)
         draws = self.model.draw(self._spare.valid, self._spare.positions, generator)
         found = self.model.losses(self._spare, draws, online=self.wrapped)

@@ -22,6 +22,7 @@ from djepa_mm.errors import UserError
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.training.djepa import DJEPATask, places
+from djepa_mm.training.loop import Trainer
 from djepa_mm.weights import find_checkpoint, read_tensors
 
 SMALL = {
@@ -185,6 +186,19 @@ def test_parts_losses_add_up_to_the_wholes(changes: dict[str, object]) -> None:
     found = losses((part.batch, draws.of(part.places, part.batch.valid.shape[1])) for part in cut if part is not None)
     torch.testing.assert_close(sum(one.total for one in found), expected.total)
     torch.testing.assert_close(sum(one.prediction for one in found), expected.prediction)
+
+
+def test_a_part_of_broken_items_counts_for_nothing(tmp_path: Path) -> None:
+    """Also where nothing was read before it."""
+    weights = []
+    for n, before in enumerate(([], [None])):
+        task = DJEPATask(load_recipe("digits", SMALL), device=torch.device("cpu"))
+        trainer = Trainer(task, tmp_path / str(n))
+        portions, cursor = next(task.corpus.batches(task.state.cursor))
+        trainer.one_step(iter([([*before, *portions], cursor)]))
+        weights.append(task.online.state_dict())
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor)
 
 
 def test_recomputing_changes_nothing(alone: Path, tmp_path: Path) -> None:
