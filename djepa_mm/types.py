@@ -41,10 +41,12 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "UserError",
+    "WayTo",
 ]
 
 Progress = Callable[[int, int], Any]  # called with (done, total)
 Probability = Annotated[float, Field(ge=0, le=1)]
+WayTo = Annotated[str, Field(pattern=r"^[^\x00]*$", max_length=4096)]  # a path out of a file that somebody else wrote
 
 
 class Config(BaseModel):
@@ -406,7 +408,7 @@ class ConditionKind(ABC, Generic[Value]):
 class ConditionConfig(Config):
     """Base of a recipe's `condition` section, defined beside the kind that it builds."""
 
-    buffer_tokens: PositiveInt = 64
+    buffer_tokens: Annotated[int, Field(gt=0, le=10_000)] = 64
     """Learned tokens at the head of the context encoder's sequence."""
     drop: Probability = 0.1
     """Probability that the condition is dropped in training; guidance needs it above 0."""

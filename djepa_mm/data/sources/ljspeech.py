@@ -157,7 +157,7 @@ def read_sound(file: BinaryIO, frames: int, sample_rate_hz: int) -> Tensor:
     try:
         file.seek(0)
         sound, rate_hz = soundfile.read(file, dtype="float32", always_2d=True)  # (frames, channels)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError, ValueError) as error:  # the last two of headers that lie
         raise BrokenItem(f"not readable ({error})") from error
     if len(sound) != frames:
         raise BrokenItem(f"cut short, {len(sound)} of {frames} samples")
