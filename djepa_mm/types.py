@@ -53,7 +53,8 @@ class Config(BaseModel):
     """Base of every part of a recipe: unknown keys are errors, types are strict, values never change.
 
     Numbers are finite, for JSON has no others, and a checkpoint's recipe could not be read again. Texts are not empty:
-    an empty folder's name, such as of a variable of the shell that is not set, would be the current folder."""
+    an empty folder's name, such as of a variable of the shell that is not set, would be the current folder. Nor are
+    they longer than anybody writes by hand."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -61,6 +62,7 @@ class Config(BaseModel):
         frozen=True,
         allow_inf_nan=False,
         str_min_length=1,
+        str_max_length=10_000,
         use_attribute_docstrings=True,
     )
 

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -28,14 +28,17 @@ TOKENIZER = "tokenizer"  # prefix of the tokenizer's statistics among the averag
 READABLE = (2, FORMAT)
 
 
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class State(BaseModel):
     """What every checkpoint says in state.json, where it says it; what else there is, its readers know."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    step: NonNegativeInt = 0
+    step: Count = 0
     seconds: NonNegativeFloat = 0.0
-    cursor: dict[str, NonNegativeInt] = {}
+    cursor: dict[str, Count] = {}
     folder: WayTo = "."
     sha256: dict[str, str] = {}
 

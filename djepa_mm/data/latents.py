@@ -53,6 +53,8 @@ class _Begun(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow")
 
+    version: str
+    corpus: str
     data: dict[str, Any]
     tokenizer: dict[str, Any]
     weights: str | None
@@ -64,6 +66,7 @@ class _Begun(BaseModel):
 class _Finished(_Begun):
     """Once all shards are there."""
 
+    items: PositiveInt
     classes: list[str]
     labels: list[str]
     sample_rate_hz: PositiveInt | None
@@ -298,7 +301,7 @@ class Latents:
 
 def _check_index(index: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
     """Raises ValueError, or KeyError, where the arrays do not fit together: what they point at must be there."""
-    items, sizes, labels = len(index["header"]), len(index["grids"]), len(about["labels"])
+    items, sizes, labels = about["items"], len(index["grids"]), len(about["labels"])
     rows = items * about["kept"]["readings"]
     lengths = {"header": items, "label": items, "has_text": items, "name_ends": items, "text_ends": items,
                "spec": rows, "begin": rows, "checksum": rows, "grids": sizes, "shapes": sizes}  # fmt: skip

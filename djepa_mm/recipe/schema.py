@@ -20,7 +20,7 @@ from djepa_mm.types import Config, Probability, UserError
 
 
 Width = Annotated[int, Field(gt=0, le=65_536)]  # beyond the largest models that there are, so a slip of the pen
-Blocks = Annotated[int, Field(gt=0, le=1_000)]
+Blocks = Annotated[int, Field(gt=0, le=200)]
 
 
 class ModelConfig(Config):

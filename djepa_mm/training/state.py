@@ -95,7 +95,7 @@ class TrainState:
                 facts.load_state(state[name])
             except UserError as error:
                 raise UserError(f"{checkpoint / 'state.json'}: {error}") from None
-            except (KeyError, TypeError) as error:
+            except (KeyError, TypeError, AttributeError) as error:
                 where = checkpoint / "state.json"
                 raise UserError(f"{where}: not of this kind of run (its {name}: {error!r})") from None
         try:
