@@ -30,7 +30,6 @@ import sys
 import tempfile
 import time
 import traceback
-import wave
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -41,7 +40,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -162,7 +160,9 @@ def memory(what: str) -> int:
 def outside(root: Path) -> set[str]:
     """All files that are no input's business."""
     ours = {"here", "cache", "stdout", "stderr"}
-    found = (path.relative_to(root) for top in root.iterdir() if top.name not in ours for path in (top, *top.rglob("*")))
+    found = (
+        path.relative_to(root) for top in root.iterdir() if top.name not in ours for path in (top, *top.rglob("*"))
+    )
     return {str(path) for path in found}
 
 
@@ -376,7 +376,11 @@ def recipes(runs: Runs) -> Iterator[Input]:
         verb=f"train hostile.yaml --set 'run.texts={' '.join(['[&a [x,x],'] + [f'&{chr(98 + n)} [' + ','.join(['*' + chr(97 + n)] * 10) + '],' for n in range(9)])}x]'",
         files={"hostile.yaml": plain},
     )
-    yield Input(name="--set nested 10,000 deep", verb=f"train hostile.yaml --set run.texts={'[' * 10_000}", files={"hostile.yaml": plain})
+    yield Input(
+        name="--set nested 10,000 deep",
+        verb=f"train hostile.yaml --set run.texts={'[' * 10_000}",
+        files={"hostile.yaml": plain},
+    )
 
 
 def pictures(runs: Runs) -> Iterator[Input]:
@@ -391,7 +395,9 @@ def pictures(runs: Runs) -> Iterator[Input]:
         return Input(name=name, verb="data check recipe.yaml", files=files, fine=fine)
 
     yield check("PNG of 60,000 × 60,000, 0.4 MB", png_of(60_000, 60_000, zeros(60_000 * 7501), 1, 0))
-    yield check("PNG of 13,300 × 13,300 with alpha", png_of(13_300, 13_300, zeros(13_300 * 13_300 * 4), 8, 6), fine=True)
+    yield check(
+        "PNG of 13,300 × 13,300 with alpha", png_of(13_300, 13_300, zeros(13_300 * 13_300 * 4), 8, 6), fine=True
+    )
     yield check("PNG of 13,300 × 13,300, 16 bits", png_of(13_300, 13_300, zeros(13_300 * 13_300 * 2), 16, 0), fine=True)
     yield check("PNG whose header says 2^31 − 1", png_of(2**31 - 1, 2**31 - 1, zlib.compress(b"\0")))
     yield check("PNG whose header says 2^32 − 1 × 1", png_of(2**32 - 1, 1, zlib.compress(b"\0")))
@@ -402,12 +408,23 @@ def pictures(runs: Runs) -> Iterator[Input]:
     yield check("a pickle named .png", pickle.dumps(Shell()))
     yield check("GIF of 100,000 frames", gif(100_000, 8), "gif", fine=True)
     yield check("GIF of 65,535 × 65,535", b"GIF89a\xff\xff\xff\xff\x80\0\0" + gif(1, 8)[13:], "gif")
-    yield check("TIFF of 2^31 × 2^31", tiff((256, 4, 1, 2**31), (257, 4, 1, 2**31), (259, 3, 1, 1), (273, 4, 1, 8)), "tif")
+    yield check(
+        "TIFF of 2^31 × 2^31", tiff((256, 4, 1, 2**31), (257, 4, 1, 2**31), (259, 3, 1, 1), (273, 4, 1, 8)), "tif"
+    )
     yield check("TIFF with a tag of 4 billion values", tiff((256, 4, 2**32 - 1, 8), (257, 4, 1, 8), (273, 4, 2**32 - 1, 8), (279, 4, 2**32 - 1, 8)), "tif")  # fmt: skip
     yield check("TIFF whose folder is its next one", tiff((256, 4, 1, 8), (257, 4, 1, 8), next_one=8), "tif")
-    yield check("of its own size: PNG of 13,300 × 13,300", png_of(13_300, 13_300, zeros(13_300 * 13_301), 8, 0), recipe=own, fine=True)
+    yield check(
+        "of its own size: PNG of 13,300 × 13,300",
+        png_of(13_300, 13_300, zeros(13_300 * 13_301), 8, 0),
+        recipe=own,
+        fine=True,
+    )
     captions = json.dumps({"file": "a/good.png", "caption": "x" * 100_000_000}).encode()
-    for name, content, fine in (("a caption of 100 MB", captions, True), ("captions nested 100,000 deep", nested(100_000), True), ("captions with a name that leads out", b'{"file": "../../outside.png", "caption": "x"}', True)):
+    for name, content, fine in (
+        ("a caption of 100 MB", captions, True),
+        ("captions nested 100,000 deep", nested(100_000), True),
+        ("captions with a name that leads out", b'{"file": "../../outside.png", "caption": "x"}', True),
+    ):
         files = {"corpus/a/hostile.png": runs.picture, "corpus/captions.jsonl": content, "recipe.yaml": recipe}
         yield Input(name=name, verb="data check recipe.yaml", files=files, fine=fine)
 
@@ -441,14 +458,19 @@ def sounds(runs: Runs) -> Iterator[Input]:
     for name in ("WAV of 0 channels", "WAV at 0 Hz", "WAV at 4 GHz", "WAV that promises 4 GB", "text"):
         yield Input(name=f"{name}, to be edited", verb="edit run hostile.wav --text ab --device cpu",
                     files={"hostile.wav": whole[name]}, copies={"run": runs.checkpoint("speech")})  # fmt: skip
-    for name, content in (("2^36 samples", flac_head(2**36 - 1, 44_100, 8)), ("2^30 samples", flac_head(2**30, 44_100, 1))):
+    for name, content in (
+        ("2^36 samples", flac_head(2**36 - 1, 44_100, 8)),
+        ("2^30 samples", flac_head(2**30, 44_100, 1)),
+    ):
         yield Input(name=f"FLAC that promises {name}, to be edited", verb="edit run hostile.flac --text ab --device cpu",
                     files={"hostile.flac": content}, copies={"run": runs.checkpoint("speech")})  # fmt: skip
     files = {"corpus/metadata.csv": b"good|ab|ab\n../../hostile|ab|ab\n", "corpus/wavs/good.wav": runs.sound,
              "recipe.yaml": runs.recipe("speech", data__root="corpus")}  # fmt: skip
     yield Input(name="an id that leads out of the corpus", verb="data check recipe.yaml", files=files)
     long = b"good|ab|ab\nhostile" + b"|x" * 3_000 + b"\n"
-    yield Input(name="a line of 3,000 bars", verb="data check recipe.yaml", files={**files, "corpus/metadata.csv": long})
+    yield Input(
+        name="a line of 3,000 bars", verb="data check recipe.yaml", files={**files, "corpus/metadata.csv": long}
+    )
 
 
 def clips(runs: Runs) -> Iterator[Input]:
@@ -463,11 +485,19 @@ def clips(runs: Runs) -> Iterator[Input]:
     yield check("garbage", np.random.default_rng(0).bytes(100_000))
     yield check("nothing", b"")
     yield check("MP4 whose box says 2^63 bytes", box + struct.pack(">I4sQ", 1, b"moov", 2**63))
-    yield check("MP4 of boxes 10,000 deep", box + b"".join(struct.pack(">I4s", 8 * (10_000 - n), b"moov") for n in range(10_000)))
+    yield check(
+        "MP4 of boxes 10,000 deep",
+        box + b"".join(struct.pack(">I4s", 8 * (10_000 - n), b"moov") for n in range(10_000)),
+    )
     y4m = b"YUV4MPEG2 W%d H%d F%d:1 Ip A1:1 C420jpeg\nFRAME\n"
     yield check("Y4M of 30,000 × 30,000, named .avi", y4m % (30_000, 30_000, 25), "avi")
     yield check("Y4M of 2^30 × 2^30, named .avi", y4m % (2**30, 2**30, 25), "avi")
-    yield check("Y4M of 10^9 frames a second, named .avi", y4m % (16, 16, 10**9) + (bytes(384) + b"FRAME\n") * 20, "avi", fine=True)
+    yield check(
+        "Y4M of 10^9 frames a second, named .avi",
+        y4m % (16, 16, 10**9) + (bytes(384) + b"FRAME\n") * 20,
+        "avi",
+        fine=True,
+    )
     yield check("GIF of 100,000 frames, named .avi", gif(100_000, 16), "avi", fine=True)
     yield check("GIF of 3,000 frames of 5,000 × 5,000, named .avi", gif(3_000, 5_000), "avi", fine=True)
     yield check("a list of other files, for FFmpeg's concat", b"ffconcat version 1.0\nfile good.mp4\nfile other.mp4\n")
@@ -485,15 +515,29 @@ def edits(runs: Runs) -> Iterator[Input]:
                     files={"hostile.png": content, "mask.png": runs.picture}, copies=still)  # fmt: skip
         yield Input(name=f"a mask {name}", verb="edit run good.png --mask hostile.png --device cpu",
                     files={"hostile.png": content, "good.png": runs.picture}, copies=still)  # fmt: skip
-    for name, content in (("of 100,000 frames", gif(100_000, 16)), ("of 3,000 frames of 5,000 × 5,000", gif(3_000, 5_000))):
-        yield Input(name=f"a clip {name}", verb="edit run hostile.gif --from 0.1 --to 0.2 --device cpu", files={"hostile.gif": content}, copies=moving)
+    for name, content in (
+        ("of 100,000 frames", gif(100_000, 16)),
+        ("of 3,000 frames of 5,000 × 5,000", gif(3_000, 5_000)),
+    ):
+        yield Input(
+            name=f"a clip {name}",
+            verb="edit run hostile.gif --from 0.1 --to 0.2 --device cpu",
+            files={"hostile.gif": content},
+            copies=moving,
+        )
         yield Input(name=f"a mask {name}", verb="edit run good.mp4 --mask hostile.gif --device cpu",
                     files={"hostile.gif": content, "good.mp4": runs.clip}, copies=moving)  # fmt: skip
     yield Input(name="first frames of garbage", verb="generate run --first-frames hostile.mp4:2 --device cpu",
                 files={"hostile.mp4": b"\0" * 5000}, copies=moving)  # fmt: skip
     yield Input(name="first frames, 999,999,999 of them", verb="generate run --first-frames hostile.gif:999999999 --device cpu",
                 files={"hostile.gif": gif(100_000, 500)}, copies=moving)  # fmt: skip
-    for name, content in (("that are no text", np.random.default_rng(0).bytes(100_000)), ("of 200 MB", b"ab\n" * 66_000_000), ("in one line of 200 MB", b"a" * 200_000_000), ("of none", b"\n" * 1000), ("nested", nested(100_000))):
+    for name, content in (
+        ("that are no text", np.random.default_rng(0).bytes(100_000)),
+        ("of 200 MB", b"ab\n" * 66_000_000),
+        ("in one line of 200 MB", b"a" * 200_000_000),
+        ("of none", b"\n" * 1000),
+        ("nested", nested(100_000)),
+    ):
         yield Input(name=f"prompts {name}", verb="generate run --prompts hostile.txt --device cpu",
                     files={"hostile.txt": content}, copies={"run": runs.checkpoint("speech")})  # fmt: skip
 
@@ -530,7 +574,10 @@ def checkpoints(runs: Runs) -> Iterator[Input]:
     for name, content in weights.items():
         yield generate(f"weights: {name}", {"averaged.safetensors": content})
     true = (runs.checkpoint() / "checkpoints/step-00000001/averaged.safetensors").read_bytes()
-    yield generate("weights: one byte changed, with hashes", {"averaged.safetensors": true[:-1] + b"!", "state.json": json.dumps(own).encode()})
+    yield generate(
+        "weights: one byte changed, with hashes",
+        {"averaged.safetensors": true[:-1] + b"!", "state.json": json.dumps(own).encode()},
+    )
     yield generate("state: nested 100,000 deep", {"state.json": nested(100_000)})
     yield generate("state: an integer of 10,000 digits", {"state.json": b"9" * 10_000})
     yield generate("state: a list", {"state.json": b"[]"})
@@ -545,15 +592,45 @@ def checkpoints(runs: Runs) -> Iterator[Input]:
     yield generate("state: classes of numbers", changed(condition={"classes": [1, [2], {}]}))
     yield generate("state: 10 million classes", changed(condition={"classes": ["x"] * 10_000_000}))
     go_on = "train recipe.yaml --out hostile --resume"
-    for key, value in (("step", -1), ("step", "x"), ("step", 10**30), ("seconds", "x"), ("seconds", -5), ("cursor", 5), ("cursor", {"epoch": -1, "batch": -1}), ("cursor", {"epoch": "x", "batch": None}), ("corpus", 5), ("folder", [])):
+    for key, value in (
+        ("step", -1),
+        ("step", "x"),
+        ("step", 10**30),
+        ("seconds", "x"),
+        ("seconds", -5),
+        ("cursor", 5),
+        ("cursor", {"epoch": -1, "batch": -1}),
+        ("cursor", {"epoch": "x", "batch": None}),
+        ("corpus", 5),
+        ("folder", []),
+    ):
         more = generate(f"to go on from, {key} {json.dumps(value)}", {**changed(**{key: value})}, go_on)
-        yield Input(name=more.name, verb=more.verb, copies=more.copies, files={**more.files, "recipe.yaml": runs.recipe(optim__steps=2)})
+        yield Input(
+            name=more.name,
+            verb=more.verb,
+            copies=more.copies,
+            files={**more.files, "recipe.yaml": runs.recipe(optim__steps=2)},
+        )
     for key in ("cursor", "seconds", "step"):
         less = {"state.json": json.dumps({k: v for k, v in bare.items() if k != key}).encode()}
         more = generate(f"to go on from, no {key}", less, go_on)
-        yield Input(name=more.name, verb=more.verb, copies=more.copies, files={**more.files, "recipe.yaml": runs.recipe(optim__steps=2)})
-    training = generate("to go on from, other tensors of the optimiser", {"training.safetensors": tensors_file({"a": one}, bytes(8))}, go_on)
-    yield Input(name=training.name, verb=training.verb, copies=training.copies, files={**training.files, "recipe.yaml": runs.recipe(optim__steps=2)})
+        yield Input(
+            name=more.name,
+            verb=more.verb,
+            copies=more.copies,
+            files={**more.files, "recipe.yaml": runs.recipe(optim__steps=2)},
+        )
+    training = generate(
+        "to go on from, other tensors of the optimiser",
+        {"training.safetensors": tensors_file({"a": one}, bytes(8))},
+        go_on,
+    )
+    yield Input(
+        name=training.name,
+        verb=training.verb,
+        copies=training.copies,
+        files={**training.files, "recipe.yaml": runs.recipe(optim__steps=2)},
+    )
     yield generate("recipe: a Python tag", {"recipe.yaml": b'name: !!python/object/apply:os.system ["touch ../ran"]\n'})
     yield generate("recipe: nothing", {"recipe.yaml": b""})
     yield generate("recipe: model.width 10^9", {"recipe.yaml": runs.recipe(model__width=10**9)})
@@ -561,11 +638,21 @@ def checkpoints(runs: Runs) -> Iterator[Input]:
     config = json.dumps({"_class_name": "AutoencoderKL", "block_out_channels": [32], "layers_per_block": 1,
                          "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"]})  # fmt: skip
     torch_pickle = pickle.dumps({"x": Shell()})
-    for name, key in (("a VAE whose weights are a pickle", "diffusion_pytorch_model.bin"), ("a VAE with code of its own", "evil.py")):
-        code = json.loads(config) | ({"auto_map": {"AutoModel": "evil.Evil"}, "_class_name": "Evil"} if key == "evil.py" else {})
+    for name, key in (
+        ("a VAE whose weights are a pickle", "diffusion_pytorch_model.bin"),
+        ("a VAE with code of its own", "evil.py"),
+    ):
+        code = json.loads(config) | (
+            {"auto_map": {"AutoModel": "evil.Evil"}, "_class_name": "Evil"} if key == "evil.py" else {}
+        )
         more = generate(f"recipe: {name}", {"recipe.yaml": vae})
         payload = torch_pickle if key != "evil.py" else b"import os\nos.system('touch ../ran')\nclass Evil: pass\n"
-        yield Input(name=more.name, verb=more.verb, copies=more.copies, files={**more.files, "vae/config.json": json.dumps(code).encode(), f"vae/{key}": payload})
+        yield Input(
+            name=more.name,
+            verb=more.verb,
+            copies=more.copies,
+            files={**more.files, "vae/config.json": json.dumps(code).encode(), f"vae/{key}": payload},
+        )
 
 
 def imports(runs: Runs) -> Iterator[Input]:
@@ -574,19 +661,33 @@ def imports(runs: Runs) -> Iterator[Input]:
         return Input(name=name, verb=verb, files={f"hostile.{suffix}": content}, fine=fine)
 
     yield published("a pickle that runs a command", pickle.dumps({"model": Shell()}))
-    yield published("the same in torch's archive", archive({"x/data.pkl": pickle.dumps({"model": Shell()}), "x/version": b"3", "x/byteorder": b"little"}))
+    yield published(
+        "the same in torch's archive",
+        archive({"x/data.pkl": pickle.dumps({"model": Shell()}), "x/version": b"3", "x/byteorder": b"little"}),
+    )
     yield published("a pickle that grows to 2^40 items", b"\x80\x04" + b"](]" + b"2" * 40 + b".")
     yield published("a pickle nested 1,000,000 deep", b"\x80\x04" + b"]" * 1_000_000 + b"a" * 999_999 + b".")
     yield published("a pickle of a text of 2^62 bytes", b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b"x.")
-    yield published("an archive that unpacks to 4 GB", archive({"x/data.pkl": bytes(1 << 32), "x/version": b"3"}, zipfile.ZIP_DEFLATED))
+    yield published(
+        "an archive that unpacks to 4 GB",
+        archive({"x/data.pkl": bytes(1 << 32), "x/version": b"3"}, zipfile.ZIP_DEFLATED),
+    )
     yield published("an archive of 100,000 members", archive({f"../../outside/{n}": b"" for n in range(100_000)}))
     yield published("a text", b"no weights\n" * 1000)
     tensor = io.BytesIO()
     torch.save({"model": {"a": torch.zeros(1).expand(1 << 40)}}, tensor)
     yield published("a tensor of 4 TB in 4 bytes", tensor.getvalue())
     yield published("safetensors: a header of 2^60 bytes", tensors_file({}, size=2**60), "safetensors")
-    yield published("safetensors: a shape of 2^62", tensors_file({"a": {"dtype": "F32", "shape": [2**62], "data_offsets": [0, 8]}}, bytes(8)), "safetensors")
-    yield Input(name="a pickle as a VAE", verb="import hostile.ckpt --out vae", files={"hostile.ckpt": pickle.dumps({"model": Shell()})})
+    yield published(
+        "safetensors: a shape of 2^62",
+        tensors_file({"a": {"dtype": "F32", "shape": [2**62], "data_offsets": [0, 8]}}, bytes(8)),
+        "safetensors",
+    )
+    yield Input(
+        name="a pickle as a VAE",
+        verb="import hostile.ckpt --out vae",
+        files={"hostile.ckpt": pickle.dumps({"model": Shell()})},
+    )
 
 
 def latents(runs: Runs) -> Iterator[Input]:
@@ -610,29 +711,52 @@ def latents(runs: Runs) -> Iterator[Input]:
 
     def indexed(name: str, **changes: Any) -> Input:
         new = save({**index, **changes})
-        return check(name, {"index.safetensors": new, "latents.json": signed({**about, "index": hashlib.sha256(new).hexdigest()})})
+        return check(
+            name,
+            {"index.safetensors": new, "latents.json": signed({**about, "index": hashlib.sha256(new).hexdigest()})},
+        )
 
     yield check("latents.json nested 100,000 deep", {"latents.json": nested(100_000)})
     yield check("latents.json a list", {"latents.json": b"[]"})
     for key in about:
         if key not in ("format", "index", "seed"):
-            yield check(f"latents.json: {key} is 5", {"latents.json": signed({**about, key: 5 if about[key] != 5 else "x"})})
+            yield check(
+                f"latents.json: {key} is 5", {"latents.json": signed({**about, key: 5 if about[key] != 5 else "x"})}
+            )
     yield check("latents.json: kept without keys", {"latents.json": signed({**about, "kept": {}})})
-    yield check("latents.json: 2^62 readings", {"latents.json": signed({**about, "kept": {**about["kept"], "readings": 2**62}})})
-    yield check("latents.json: 0 items a shard", {"latents.json": signed({**about, "kept": {**about["kept"], "shard_items": 0}})})
+    yield check(
+        "latents.json: 2^62 readings", {"latents.json": signed({**about, "kept": {**about["kept"], "readings": 2**62}})}
+    )
+    yield check(
+        "latents.json: 0 items a shard",
+        {"latents.json": signed({**about, "kept": {**about["kept"], "shard_items": 0}})},
+    )
     yield check("latents.json: shards of −1 bytes", {"latents.json": signed({**about, "shards": [-1]})})
     yield check("latents.json: folder with a zero byte", {"latents.json": signed({**about, "folder": "a\0b"})})
     other = tensors_file({"tokens": {"dtype": "F32", "shape": [2**61], "data_offsets": [0, 8]}}, bytes(8))
-    yield check("a shard whose shape lies", {"00000.safetensors": other, "latents.json": signed({**about, "shards": [len(other)]})})
+    yield check(
+        "a shard whose shape lies",
+        {"00000.safetensors": other, "latents.json": signed({**about, "shards": [len(other)]})},
+    )
     yield check("a shard with a header of 2^60 bytes", {"00000.safetensors": struct.pack("<Q", 2**60) + shard[8:]})
     yield check("a shard that is cut short", {"00000.safetensors": shard[:-10]})
     bad = tensors_file({"a": {"dtype": "F32", "shape": [2**61], "data_offsets": [0, 8]}}, bytes(8))
-    yield check("an index whose shapes lie", {"index.safetensors": bad, "latents.json": signed({**about, "index": hashlib.sha256(bad).hexdigest()})})
+    yield check(
+        "an index whose shapes lie",
+        {"index.safetensors": bad, "latents.json": signed({**about, "index": hashlib.sha256(bad).hexdigest()})},
+    )
     yield indexed("index: grids of 2^31", grids=np.full_like(index["grids"], 2**31 - 1))
     yield indexed("index: grids of −1", grids=np.full_like(index["grids"], -1))
-    yield indexed("index: begins at 2^40", begin=np.full_like(index["begin"], 2**40 if index["begin"].dtype.itemsize == 8 else 2**31 - 1))
+    yield indexed(
+        "index: begins at 2^40",
+        begin=np.full_like(index["begin"], 2**40 if index["begin"].dtype.itemsize == 8 else 2**31 - 1),
+    )
     yield indexed("index: begins at −1", begin=np.full_like(index["begin"], -1))
-    yield indexed("index: sizes that are not there", spec=np.full_like(index["spec"], 99), header=np.full_like(index["header"], 99))
+    yield indexed(
+        "index: sizes that are not there",
+        spec=np.full_like(index["spec"], 99),
+        header=np.full_like(index["header"], 99),
+    )
     yield indexed("index: labels that are not there", label=np.full_like(index["label"], 99))
     yield indexed("index: names that end beyond the end", name_ends=np.full_like(index["name_ends"], 2**31 - 1))
     yield indexed("index: names that are not UTF-8", names=np.full_like(index["names"], 255))
@@ -663,9 +787,19 @@ def main() -> None:
             for one in KINDS[kind](runs):
                 found = give(one, root)
                 count, wrong = count + 1, wrong + bool(found.wrong)
-                verb = " ".join(word for word in one.verb.split()[:2] if "." not in word and word not in ("run", "hostile"))
+                verb = " ".join(
+                    word for word in one.verb.split()[:2] if "." not in word and word not in ("run", "hostile")
+                )
                 name = f"{kind}: {one.name}{'°' if one.fine else ''}"
-                row = (name, verb, found.code, found.said[:SAID], f"{found.seconds:.1f}", f"{found.mib:.0f}", found.wrong)
+                row = (
+                    name,
+                    verb,
+                    found.code,
+                    found.said[:SAID],
+                    f"{found.seconds:.1f}",
+                    f"{found.mib:.0f}",
+                    found.wrong,
+                )
                 table.add_row(*row)
                 print(" | ".join(row), flush=True)
     Console(width=240).print(table)

@@ -52,8 +52,11 @@ def test_other_formats_are_refused_with_the_way_out(number: int | None, advice: 
 
 def test_states_that_were_made_to_harm_are_one_line(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, 1)
-    for key, value in (("step", -1), ("step", 2**63), ("step", "x"), ("seconds", "x"), ("seconds", -1), ("cursor", 5), ("folder", 5),
-                       ("cursor", {"epoch": -1}), ("folder", "a\0b"), ("sha256", []), ("sha256", {"a": 5})):  # fmt: skip
+    wrong: tuple[tuple[str, object], ...] = (
+        ("step", -1), ("step", 2**63), ("step", "x"), ("seconds", "x"), ("seconds", -1), ("cursor", 5),
+        ("cursor", {"epoch": -1}), ("folder", 5), ("folder", "a\0b"), ("sha256", []), ("sha256", {"a": 5}),
+    )  # fmt: skip
+    for key, value in wrong:
         (folder / "state.json").write_text(json.dumps({"format": 3, "step": 1, key: value}))
         with pytest.raises(UserError, match=rf"state\.json: damaged checkpoint \({key}[^\n]*$"):
             read_state(folder)

@@ -12,7 +12,6 @@ from pydantic_core import ErrorDetails
 
 from djepa_mm.layout import EXTENSIONS
 
-
 MOST_SHOWN = 200  # characters of a value
 
 

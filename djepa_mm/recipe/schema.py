@@ -18,7 +18,6 @@ from djepa_mm.core.masking import Order, Schedule
 from djepa_mm.recipe.presets import PRESETS
 from djepa_mm.types import Config, Probability, UserError
 
-
 Width = Annotated[int, Field(gt=0, le=65_536)]  # beyond the largest models that there are, so a slip of the pen
 Blocks = Annotated[int, Field(gt=0, le=200)]
 

@@ -237,7 +237,9 @@ def test_absurd_sizes_name_their_key() -> None:
 
 def test_a_model_larger_than_the_memory_is_not_begun() -> None:
     recipe = load_recipe("digits", ["model.width=65536", "model.heads=64"])
-    with pytest.raises(UserError, match=r"^model and head: the networks and their averages take [\d,]+ GB, and cpu has"):
+    with pytest.raises(
+        UserError, match=r"^model and head: the networks and their averages take [\d,]+ GB, and cpu has"
+    ):
         check_memory(recipe, recipe.tokenizer.build(), ten_classes(recipe), torch.device("cpu"))
     recipe = load_recipe("digits")
     check_memory(recipe, recipe.tokenizer.build(), ten_classes(recipe), torch.device("cpu"))
