@@ -27,6 +27,7 @@ import shutil
 import signal
 import struct
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
@@ -371,16 +372,10 @@ def recipes(runs: Runs) -> Iterator[Input]:
         yield train(f"{key.replace('__', '.')}: {shown}", runs.recipe(**{key: value}))
     yield train("optim.steps: 1e400", plain.replace(b"steps: 1\n", b"steps: 1e400\n"))
     yield train("model.width: 10^9, to be described", runs.recipe(model__width=10**9), verb="info")
-    yield Input(
-        name="--set with an alias bomb",
-        verb=f"train hostile.yaml --set 'run.texts={' '.join(['[&a [x,x],'] + [f'&{chr(98 + n)} [' + ','.join(['*' + chr(97 + n)] * 10) + '],' for n in range(9)])}x]'",
-        files={"hostile.yaml": plain},
-    )
-    yield Input(
-        name="--set nested 10,000 deep",
-        verb=f"train hostile.yaml --set run.texts={'[' * 10_000}",
-        files={"hostile.yaml": plain},
-    )
+    words = ["&a [x, x]"] + [f"&{chr(97 + n)} [{', '.join(['*' + chr(96 + n)] * 10)}]" for n in range(1, 11)]
+    for name, value in (("with an alias bomb", f"[{', '.join(words)}]"), ("nested 10,000 deep", "[" * 10_000)):
+        verb = f"train hostile.yaml --set 'run.texts={value}'"
+        yield Input(name=f"--set {name}", verb=verb, files={"hostile.yaml": plain})
 
 
 def pictures(runs: Runs) -> Iterator[Input]:
@@ -403,7 +398,8 @@ def pictures(runs: Runs) -> Iterator[Input]:
     yield check("PNG whose header says 2^32 − 1 × 1", png_of(2**32 - 1, 1, zlib.compress(b"\0")))
     yield check("PNG of 0 × 0", png_of(0, 0, zlib.compress(b"")))
     yield check("PNG cut short", runs.picture[:50])
-    yield check("PNG with 200 MB of text in it", png_of(8, 8, zlib.compress((b"\0" + bytes(24)) * 8), more=chunk(b"zTXt", b"a\0\0" + zeros(200_000_000))))  # fmt: skip
+    text = chunk(b"zTXt", b"a\0\0" + zeros(200_000_000))
+    yield check("PNG with 200 MB of text in it", png_of(8, 8, zlib.compress((b"\0" + bytes(24)) * 8), more=text))
     yield check("a text named .png", b"I am no picture\n" * 1000)
     yield check("a pickle named .png", pickle.dumps(Shell()))
     yield check("GIF of 100,000 frames", gif(100_000, 8), "gif", fine=True)
@@ -411,7 +407,8 @@ def pictures(runs: Runs) -> Iterator[Input]:
     yield check(
         "TIFF of 2^31 × 2^31", tiff((256, 4, 1, 2**31), (257, 4, 1, 2**31), (259, 3, 1, 1), (273, 4, 1, 8)), "tif"
     )
-    yield check("TIFF with a tag of 4 billion values", tiff((256, 4, 2**32 - 1, 8), (257, 4, 1, 8), (273, 4, 2**32 - 1, 8), (279, 4, 2**32 - 1, 8)), "tif")  # fmt: skip
+    endless = tiff((256, 4, 2**32 - 1, 8), (257, 4, 1, 8), (273, 4, 2**32 - 1, 8), (279, 4, 2**32 - 1, 8))
+    yield check("TIFF with tags of 4 billion values", endless, "tif")
     yield check("TIFF whose folder is its next one", tiff((256, 4, 1, 8), (257, 4, 1, 8), next_one=8), "tif")
     yield check(
         "of its own size: PNG of 13,300 × 13,300",
@@ -462,8 +459,8 @@ def sounds(runs: Runs) -> Iterator[Input]:
         ("2^36 samples", flac_head(2**36 - 1, 44_100, 8)),
         ("2^30 samples", flac_head(2**30, 44_100, 1)),
     ):
-        yield Input(name=f"FLAC that promises {name}, to be edited", verb="edit run hostile.flac --text ab --device cpu",
-                    files={"hostile.flac": content}, copies={"run": runs.checkpoint("speech")})  # fmt: skip
+        yield Input(name=f"FLAC that promises {name}, to be edited",
+                    verb="edit run hostile.flac --text ab --device cpu", files={"hostile.flac": content}, copies={"run": runs.checkpoint("speech")})  # fmt: skip
     files = {"corpus/metadata.csv": b"good|ab|ab\n../../hostile|ab|ab\n", "corpus/wavs/good.wav": runs.sound,
              "recipe.yaml": runs.recipe("speech", data__root="corpus")}  # fmt: skip
     yield Input(name="an id that leads out of the corpus", verb="data check recipe.yaml", files=files)
@@ -529,8 +526,8 @@ def edits(runs: Runs) -> Iterator[Input]:
                     files={"hostile.gif": content, "good.mp4": runs.clip}, copies=moving)  # fmt: skip
     yield Input(name="first frames of garbage", verb="generate run --first-frames hostile.mp4:2 --device cpu",
                 files={"hostile.mp4": b"\0" * 5000}, copies=moving)  # fmt: skip
-    yield Input(name="first frames, 999,999,999 of them", verb="generate run --first-frames hostile.gif:999999999 --device cpu",
-                files={"hostile.gif": gif(100_000, 500)}, copies=moving)  # fmt: skip
+    yield Input(name="first frames, 999,999,999 of them",
+                verb="generate run --first-frames hostile.gif:999999999 --device cpu", files={"hostile.gif": gif(100_000, 500)}, copies=moving)  # fmt: skip
     for name, content in (
         ("that are no text", np.random.default_rng(0).bytes(100_000)),
         ("of 200 MB", b"ab\n" * 66_000_000),
@@ -635,16 +632,14 @@ def checkpoints(runs: Runs) -> Iterator[Input]:
     yield generate("recipe: nothing", {"recipe.yaml": b""})
     yield generate("recipe: model.width 10^9", {"recipe.yaml": runs.recipe(model__width=10**9)})
     vae = runs.recipe(tokenizer={"kind": "kl-vae", "model": "vae", "size": [8, 8], "allow_pickle": True})
-    config = json.dumps({"_class_name": "AutoencoderKL", "block_out_channels": [32], "layers_per_block": 1,
-                         "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"]})  # fmt: skip
+    config = {"_class_name": "AutoencoderKL", "block_out_channels": [32], "layers_per_block": 1,
+              "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"]}  # fmt: skip
     torch_pickle = pickle.dumps({"x": Shell()})
     for name, key in (
         ("a VAE whose weights are a pickle", "diffusion_pytorch_model.bin"),
         ("a VAE with code of its own", "evil.py"),
     ):
-        code = json.loads(config) | (
-            {"auto_map": {"AutoModel": "evil.Evil"}, "_class_name": "Evil"} if key == "evil.py" else {}
-        )
+        code = config | ({"auto_map": {"AutoModel": "evil.Evil"}, "_class_name": "Evil"} if key == "evil.py" else {})
         more = generate(f"recipe: {name}", {"recipe.yaml": vae})
         payload = torch_pickle if key != "evil.py" else b"import os\nos.system('touch ../ran')\nclass Evil: pass\n"
         yield Input(
@@ -764,9 +759,64 @@ def latents(runs: Runs) -> Iterator[Input]:
     yield indexed("index: all is floats", **{key: value.astype(np.float32) for key, value in index.items()})
 
 
+def shards(runs: Runs) -> Iterator[Input]:
+    data = {"source": "shards", "urls": "hostile.tar", "media": "picture", "size": [8, 8], "readers": 1}
+    recipe = runs.recipe(data=data, condition__kind="class")
+
+    def member(
+        name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "", size: int | None = None
+    ) -> bytes:
+        head = tarfile.TarInfo(name)
+        head.type, head.linkname, head.size = kind, link, len(content) if size is None else size
+        return head.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+
+    good = member("good.png", runs.picture) + member("good.cls", b"a")
+
+    def check(name: str, members: bytes, fine: bool = False, end: bytes = bytes(1024), **files: bytes) -> Input:
+        placed = {"hostile.tar": good + members + end, "recipe.yaml": recipe, **files}
+        return Input(name=name, verb="data check recipe.yaml", files=placed, fine=fine)
+
+    picture = runs.picture
+    yield check("names with ../", member("../../outside.png", picture) + member("../../outside.cls", b"a"))
+    yield check("absolute names", member("/tmp/outside.png", picture) + member("/tmp/outside.cls", b"a"))
+    yield check("a link out of the shard", member("x.png", kind=tarfile.SYMTYPE, link="../../../etc/passwd"))
+    yield check("a hard link to the recipe", member("x.png", kind=tarfile.LNKTYPE, link="recipe.yaml"))
+    yield check("a device", member("x.png", kind=tarfile.CHRTYPE) + member("y.png", kind=tarfile.FIFOTYPE))
+    yield check("cut short", member("x.png", picture)[:700], end=b"")
+    yield check("a member of 8 EB", member("x.png", size=2**63 - 1))
+    yield check("a member of less than nothing", member("x.png", size=-512))
+    yield check("a name of 4 GB", member("././@LongLink", kind=tarfile.GNUTYPE_LONGNAME, size=2**32))
+    yield check("100,000 empty members", b"".join(member(f"{n}.png") for n in range(100_000)))
+    yield check("pickles", member("x.pkl", pickle.dumps(Shell())) + member("y.pyd", pickle.dumps(Shell())))
+    yield check("a pickle named .png", member("x.png", pickle.dumps(Shell())) + member("x.cls", b"a"))
+    yield check("JSON nested 100,000 deep", member("x.png", picture) + member("x.json", nested(100_000)))
+    number = member("x.png", picture) + member("x.json", b'{"label": ' + b"9" * 10_000 + b"}")
+    yield check("a label of 10,000 digits", number)
+    bomb = member("x.png", png_of(60_000, 60_000, zeros(60_000 * 7501), 1, 0)) + member("x.cls", b"a")
+    yield check("a picture of 60,000 × 60,000", bomb)
+    wrong = tensors_file({"media": {"dtype": "F32", "shape": [2**62], "data_offsets": [0, 8]}}, bytes(8))
+    yield check("safetensors whose shape lies", member("x.safetensors", wrong) + member("x.cls", b"a"))
+    yield check("no tar at all", b"", end=b"")
+    whole = {"hostile.tar": np.random.default_rng(0).bytes(100_000), "recipe.yaml": recipe}
+    yield Input(name="garbage", verb="data check recipe.yaml", files=whole)
+    index = {"hostile.tar": good + bytes(1024), "recipe.yaml": recipe}
+    yield Input(
+        name="an index nested 100,000 deep",
+        verb="data check recipe.yaml",
+        files={**index, "index.json": nested(100_000)},
+    )
+    for name, urls in (
+        ("a program", "pipe:touch ../ran"),
+        ("10^12 names", "hostile{0..999999999999}.tar"),
+        ("a file://", "file:///etc/passwd"),
+    ):
+        named = runs.recipe(data={**data, "urls": urls}, condition__kind="class")
+        yield Input(name=f"urls: {name}", verb="data check hostile.yaml", files={**index, "hostile.yaml": named})
+
+
 KINDS: dict[str, Callable[[Runs], Iterator[Input]]] = {
     "recipe": recipes, "picture": pictures, "sound": sounds, "clip": clips, "edit": edits, "checkpoint": checkpoints,
-    "import": imports, "latents": latents,
+    "import": imports, "latents": latents, "shard": shards,
 }  # fmt: skip
 
 

@@ -31,6 +31,14 @@ READABLE = (2, FORMAT)
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
+class StoredCursor(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    epoch: Count = 0
+    batch: Count = 0
+    readers: list[list[Count]] = []
+
+
 class State(BaseModel):
     """What every checkpoint says in state.json, where it says it; what else there is, its readers know."""
 
@@ -38,7 +46,7 @@ class State(BaseModel):
 
     step: Count = 0
     seconds: NonNegativeFloat = 0.0
-    cursor: dict[str, Count] = {}
+    cursor: StoredCursor = StoredCursor()
     folder: WayTo = "."
     sha256: dict[str, str] = {}
 
