@@ -322,11 +322,17 @@ class Shell:
         return os.system, ("touch ../ran",)
 
 
-def archive(members: Mapping[str, bytes], way: int = zipfile.ZIP_STORED) -> bytes:
+def archive(members: Mapping[str, bytes | int], way: int = zipfile.ZIP_STORED) -> bytes:
+    """A zip; of a number, so many zeros."""
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w", way) as file:
         for name, content in members.items():
-            file.writestr(name, content)
+            if isinstance(content, bytes):
+                file.writestr(name, content)
+            else:
+                with file.open(name, "w", force_zip64=True) as member:
+                    for _ in range(content >> 24):
+                        member.write(bytes(1 << 24))
     return whole.getvalue()
 
 
@@ -460,7 +466,8 @@ def sounds(runs: Runs) -> Iterator[Input]:
         ("2^30 samples", flac_head(2**30, 44_100, 1)),
     ):
         yield Input(name=f"FLAC that promises {name}, to be edited",
-                    verb="edit run hostile.flac --text ab --device cpu", files={"hostile.flac": content}, copies={"run": runs.checkpoint("speech")})  # fmt: skip
+                    verb="edit run hostile.flac --text ab --device cpu", files={"hostile.flac": content},
+                    copies={"run": runs.checkpoint("speech")})  # fmt: skip
     files = {"corpus/metadata.csv": b"good|ab|ab\n../../hostile|ab|ab\n", "corpus/wavs/good.wav": runs.sound,
              "recipe.yaml": runs.recipe("speech", data__root="corpus")}  # fmt: skip
     yield Input(name="an id that leads out of the corpus", verb="data check recipe.yaml", files=files)
@@ -527,7 +534,8 @@ def edits(runs: Runs) -> Iterator[Input]:
     yield Input(name="first frames of garbage", verb="generate run --first-frames hostile.mp4:2 --device cpu",
                 files={"hostile.mp4": b"\0" * 5000}, copies=moving)  # fmt: skip
     yield Input(name="first frames, 999,999,999 of them",
-                verb="generate run --first-frames hostile.gif:999999999 --device cpu", files={"hostile.gif": gif(100_000, 500)}, copies=moving)  # fmt: skip
+                verb="generate run --first-frames hostile.gif:999999999 --device cpu",
+                files={"hostile.gif": gif(100_000, 500)}, copies=moving)  # fmt: skip
     for name, content in (
         ("that are no text", np.random.default_rng(0).bytes(100_000)),
         ("of 200 MB", b"ab\n" * 66_000_000),
@@ -665,7 +673,7 @@ def imports(runs: Runs) -> Iterator[Input]:
     yield published("a pickle of a text of 2^62 bytes", b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b"x.")
     yield published(
         "an archive that unpacks to 4 GB",
-        archive({"x/data.pkl": bytes(1 << 32), "x/version": b"3"}, zipfile.ZIP_DEFLATED),
+        archive({"x/data.pkl": 1 << 32, "x/version": b"3"}, zipfile.ZIP_DEFLATED),
     )
     yield published("an archive of 100,000 members", archive({f"../../outside/{n}": b"" for n in range(100_000)}))
     yield published("a text", b"no weights\n" * 1000)
