@@ -391,6 +391,6 @@ def test_patterns_of_names_without_end_are_not_written_out(tmp_path: Path) -> No
     for pattern in ("{0..999999999999}.tar", "{0..9999}/{0..9999}.tar", "{a,b}" * 40, "{000..999}{a,b}{0..999}.tar"):
         with pytest.raises(UserError, match=r"^data\.urls: '[^\n]+' names more than 1,000,000 shards$"):
             source(tmp_path / pattern)
+    tar(tmp_path / "a1.tar", items(0, 1))
     with pytest.raises(UserError, match=r"b1\.tar cannot be read"):
-        tar(tmp_path / "a1.tar", items(0, 1))
-        source(tmp_path / "{a,b}{1..2}.tar".replace("1..2", "1..1"))
+        source(tmp_path / "{a,b}{1..1}.tar")
