@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from djepa_mm.core.types import Condition
@@ -41,17 +41,20 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "UserError",
+    "WayTo",
 ]
 
 Progress = Callable[[int, int], Any]  # called with (done, total)
 Probability = Annotated[float, Field(ge=0, le=1)]
+WayTo = Annotated[str, Field(pattern=r"^[^\x00]*$", max_length=4096)]  # a path out of a file that somebody else wrote
 
 
 class Config(BaseModel):
     """Base of every part of a recipe: unknown keys are errors, types are strict, values never change.
 
     Numbers are finite, for JSON has no others, and a checkpoint's recipe could not be read again. Texts are not empty:
-    an empty folder's name, such as of a variable of the shell that is not set, would be the current folder."""
+    an empty folder's name, such as of a variable of the shell that is not set, would be the current folder. Nor are
+    they longer than anybody writes by hand."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -59,6 +62,7 @@ class Config(BaseModel):
         frozen=True,
         allow_inf_nan=False,
         str_min_length=1,
+        str_max_length=10_000,
         use_attribute_docstrings=True,
     )
 
@@ -406,7 +410,7 @@ class ConditionKind(ABC, Generic[Value]):
 class ConditionConfig(Config):
     """Base of a recipe's `condition` section, defined beside the kind that it builds."""
 
-    buffer_tokens: PositiveInt = 64
+    buffer_tokens: Annotated[int, Field(gt=0, le=10_000)] = 64
     """Learned tokens at the head of the context encoder's sequence."""
     drop: Probability = 0.1
     """Probability that the condition is dropped in training; guidance needs it above 0."""

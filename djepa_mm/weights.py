@@ -12,20 +12,43 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from djepa_mm.errors import UserError
-from djepa_mm.types import Config
+from djepa_mm.types import Config, WayTo
 
 FORMAT = 3  # of the checkpoints that are written
 TOKENIZER = "tokenizer"  # prefix of the tokenizer's statistics among the averaged weights
 READABLE = (2, FORMAT)
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class StoredCursor(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    epoch: Count = 0
+    batch: Count = 0
+    readers: list[list[Count]] = []
+
+
+class State(BaseModel):
+    """What every checkpoint says in state.json, where it says it; what else there is, its readers know."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    step: Count = 0
+    seconds: NonNegativeFloat = 0.0
+    cursor: StoredCursor = StoredCursor()
+    folder: WayTo = "."
+    sha256: dict[str, str] = {}
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -57,7 +80,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "state.json"
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
     if not isinstance(state, dict):
         raise _damaged(path, ValueError(f"expected a mapping, found {type(state).__name__}"))
@@ -65,7 +88,14 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         advice = "upgrade djepa-mm" if isinstance(found, int) and found > FORMAT else "train again"
         known = " and ".join(map(str, READABLE))
         raise UserError(f"{path}: format {found!r}, and this version of djepa-mm reads {known}: {advice}")
-    return state if found == FORMAT else _state_of_format_2(state)
+    if found != FORMAT:
+        state = _state_of_format_2(state)
+    try:
+        State.model_validate(state)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise _damaged(path, ValueError(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}")) from None
+    return state
 
 
 def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
@@ -97,10 +127,7 @@ def _joined(folder: Path) -> dict[str, Tensor]:
 def _check_hashes(checkpoint: Path, path: Path) -> None:
     """Raises ValueError where a file, or one of a folder, is not what was written. Older checkpoints have no hashes."""
     state = read_state(checkpoint) if (checkpoint / "state.json").is_file() else {}
-    hashes = state.get("sha256", {})
-    if not isinstance(hashes, dict):
-        raise ValueError("state.json: sha256 is no mapping")
-    for name, expected in hashes.items():
+    for name, expected in state.get("sha256", {}).items():
         file = checkpoint / name
         if (file == path or path in file.parents) and sha256(file) != expected:
             raise ValueError(f"{name} is not what was written: its hash differs")

@@ -50,6 +50,21 @@ def test_other_formats_are_refused_with_the_way_out(number: int | None, advice: 
         read_state(checkpoint(tmp_path, 5, format=number))
 
 
+def test_states_that_were_made_to_harm_are_one_line(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, 1)
+    wrong: tuple[tuple[str, object], ...] = (
+        ("step", -1), ("step", 2**63), ("step", "x"), ("seconds", "x"), ("seconds", -1), ("cursor", 5),
+        ("cursor", {"epoch": -1}), ("folder", 5), ("folder", "a\0b"), ("sha256", []), ("sha256", {"a": 5}),
+    )  # fmt: skip
+    for key, value in wrong:
+        (folder / "state.json").write_text(json.dumps({"format": 3, "step": 1, key: value}))
+        with pytest.raises(UserError, match=rf"state\.json: damaged checkpoint \({key}[^\n]*$"):
+            read_state(folder)
+    (folder / "state.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"state\.json: damaged checkpoint \([^\n]*recursion[^\n]*$"):
+        read_state(folder)
+
+
 def test_damaged_files_name_the_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     checkpoint(tmp_path, 1)
     new = checkpoint(tmp_path, 2)

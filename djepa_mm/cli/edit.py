@@ -81,7 +81,7 @@ def edit(
         edited = model.edit(
             media,
             conditions[0] if conditions else None,
-            mask=None if mask is None else _read_mask(mask, clip=media.dim() == 4),
+            mask=None if mask is None else _read_mask(mask, frames=media.shape[1] if media.dim() == 4 else None),
             start_s=from_,
             stop_s=to,
             seconds=seconds,
@@ -94,10 +94,14 @@ def edit(
     typer.echo(edited.save(target))
 
 
-def _read_mask(path: Path, *, clip: bool) -> torch.Tensor:
-    """Bool, True where it is white: (H, W) of a picture; for a clip, (T, H, W) of one."""
+def _read_mask(path: Path, *, frames: int | None) -> torch.Tensor:
+    """Bool, True where it is white: (H, W) of a picture; for a clip, (T, H, W) of one. frames: of the clip that is
+    edited; it tells a longer mask from one that fits to read one frame more."""
     from djepa_mm.media.clips import read_clip
     from djepa_mm.media.pictures import read_picture
 
-    white = read_clip(path, channels=1)[0] > 0 if clip else read_picture(path, channels=1) > 0
+    if frames is None:
+        white = read_picture(path, channels=1) > 0
+    else:
+        white = read_clip(path, channels=1, most=frames + 1)[0] > 0
     return white[0] if len(white) == 1 else white  # a picture is a clip of one frame

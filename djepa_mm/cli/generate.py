@@ -139,7 +139,9 @@ def _read_frames(model: Model, option: str, value: str | None) -> torch.Tensor |
     name, _, number = value.rpartition(":")
     if not name or not number.isdecimal() or not 0 < len(number.lstrip("0")) < 10:
         raise UserError(f"{option} {value}: expected a clip and how many frames of it, such as walk.mp4:4")
-    count, channels = int(number), clip_spec(model.pipeline).shape[0]
+    count, (channels, most, *_) = int(number), clip_spec(model.pipeline).shape
+    if count > most:
+        raise UserError(f"{option} {value}: this model's clips have {most} frames")
     which = {"most" if option == "--first-frames" else "last": count}
     frames = read_clip(Path(name), channels=channels, **which)
     if frames.shape[1] < count:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 MOST_PATHS = 20  # that a verb prints of what it wrote
+MOST_BYTES = 10_000_000  # of a file of prompts
 TEXTS = ("class", "text")  # keys of conditions whose values are texts as they are typed, whatever YAML makes of them
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a packaged recipe.")]
@@ -124,6 +125,8 @@ def read_prompts(path: Path) -> list[str]:
     if len(path.parts) == 1 and not path.exists() and packaged.is_file():
         path = packaged
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise UserError(f"--prompts {path}: {size:,} bytes; {MOST_BYTES:,} are read at most: give it in parts")
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompts {path}: cannot be read: {error}") from None

@@ -88,6 +88,8 @@ class ClassCondition(ConditionKind[int]):
         return {"classes": list(self.classes)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
+        if not isinstance(state["classes"], list) or not all(isinstance(name, str) for name in state["classes"]):
+            raise TypeError("classes that are no list of names")
         if self.classes and list(self.classes) != state["classes"]:
             differing = sorted(set(self.classes) ^ set(state["classes"]))[:5]
             what = f"{', '.join(differing)} on one side alone" if differing else "in another order"

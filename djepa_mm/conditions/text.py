@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -49,7 +49,7 @@ class TextConfig(ConditionConfig):
     """Generate long texts sentence by sentence, and join the parts in time."""
     layout: TextLayout = "paced"
     """Lay the symbols along the media's time axis, each as long as it is expected to last or evenly; or count them."""
-    buffer_tokens: PositiveInt = 4
+    buffer_tokens: Annotated[int, Field(gt=0, le=10_000)] = 4
     """Learned tokens at the head of the context encoder's sequence."""
 
     def build(self) -> TextCondition:

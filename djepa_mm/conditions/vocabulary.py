@@ -14,6 +14,7 @@ from djepa_mm.speech.english import normalize
 from djepa_mm.speech.espeak import phonemes
 
 READABLE = string.ascii_letters + string.digits + string.punctuation + " "  # what espeak-ng's English reads
+MOST_SHOWN = 500  # characters of a text in an error
 MARKS = '.,;:!?"()[]{}-'
 
 
@@ -59,6 +60,7 @@ class Vocabulary:
 
     def unknown_error(self, text: str, unknown: str) -> UserError:
         """What to raise where those characters of a text are not known."""
+        text, unknown = (one if len(one) <= MOST_SHOWN else f"{one[:MOST_SHOWN]}…" for one in (text, unknown))
         known = "".join(sorted(READABLE if self.phonemes else self.symbols))
         return UserError(
             f"text {text!r} has characters outside the vocabulary: {unknown!r}; known are {known!r}; "

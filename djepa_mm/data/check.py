@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from rich.table import Table
@@ -14,6 +15,7 @@ from djepa_mm.data.streams import open_corpus
 from djepa_mm.recipe.schema import Recipe
 from djepa_mm.types import ConditionKind, Entry, MediaSpec, Progress, Source, Stream, Tokenizer, UserError
 
+MOST_BROKEN = 1000  # items named
 MOST_NAMED = 20  # classes, kinds of files and sizes
 SHOWN = 5  # names of items beside a remark
 MUCH = 2.0  # times
@@ -79,8 +81,10 @@ def check_corpus(recipe: Recipe, progress: Progress) -> tuple[Table, bool]:
         more = ", …" if len(names) > SHOWN else ""
         table.add_row(what, f"{len(names):,}: {', '.join(names[:SHOWN])}{more}")
     table.add_row("broken", f"{len(corpus.broken):,}")
-    for name, reason in corpus.broken.items():
+    for name, reason in islice(corpus.broken.items(), MOST_BROKEN):
         table.add_row(f"  {name}", reason)
+    if (more := len(corpus.broken) - MOST_BROKEN) > 0:
+        table.add_row("  and more", f"{more:,}")
     return table, not corpus.broken
 
 

@@ -22,8 +22,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
@@ -31,12 +32,48 @@ from torch import Tensor
 
 from djepa_mm.data.batches import Encoded, tokenizer_draws
 from djepa_mm.recipe.schema import TOKENS_FREE, Recipe, schema_class
-from djepa_mm.types import BrokenItem, Entry, Item, MediaSpec, Source, SourceConfig, Tokenizer, UserError
+from djepa_mm.types import BrokenItem, Entry, Item, MediaSpec, Source, SourceConfig, Tokenizer, UserError, WayTo
 
 FORMAT = 1
 ABOUT, STATISTICS, INDEX = "latents.json", "statistics.safetensors", "index.safetensors"
 OPEN = 64  # shards held open by a process that reads
 NONE = -1  # of a broken item's size, and of an item without a class
+
+
+class _Keeping(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    readings: PositiveInt
+    deviation: bool
+    shard_items: PositiveInt
+
+
+class _Begun(BaseModel):
+    """What of latents.json is read, from the start."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    version: str
+    corpus: str
+    data: dict[str, Any]
+    tokenizer: dict[str, Any]
+    weights: str | None
+    kept: _Keeping
+    statistics: str
+    folder: WayTo
+
+
+class _Finished(_Begun):
+    """Once all shards are there."""
+
+    items: PositiveInt
+    classes: list[str]
+    labels: list[str]
+    sample_rate_hz: PositiveInt | None
+    left_out: dict[str, int]
+    broken: dict[str, str]
+    shards: list[PositiveInt]
+    index: str
 
 
 # --- what is written down ---------------------------------------------------------------------------------------------
@@ -65,6 +102,11 @@ def read_about(folder: Path, field: str) -> dict[str, Any]:
         raise UserError(f"{path}: format {found!r}, and this version of djepa-mm reads {FORMAT}: {advice}")
     if about.pop("sha256", None) != _hash_of(about):
         raise _damaged(path, "its text was changed")
+    try:
+        (_Finished if "index" in about else _Begun).model_validate(about)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise _damaged(path, f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from None
     return about
 
 
@@ -72,7 +114,10 @@ def read_statistics(folder: Path, about: Mapping[str, Any]) -> dict[str, Tensor]
     path = folder / STATISTICS
     if not path.is_file() or file_hash(path) != about["statistics"]:
         raise _damaged(path, "missing, or not what was written")
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise _damaged(path, " ".join(str(error).split())) from None
 
 
 def file_hash(path: Path) -> str:
@@ -139,7 +184,11 @@ class Latents:
                 raise _damaged(path, f"{found:,} of {size:,} bytes" if found else "missing")
         if not (root / INDEX).is_file() or file_hash(root / INDEX) != self.about["index"]:
             raise _damaged(root / INDEX, "missing, or not what was written")
-        self.index = load_arrays(root / INDEX)
+        try:
+            self.index = load_arrays(root / INDEX)
+            _check_index(self.index, self.about)
+        except (SafetensorError, ValueError, LookupError, TypeError) as error:
+            raise _damaged(root / INDEX, " ".join(str(error).split())) from None
         self.classes: tuple[str, ...] = tuple(self.about["classes"])
         self.sample_rate_hz: int | None = self.about["sample_rate_hz"]
         self.left_out: dict[str, int] = self.about["left_out"]
@@ -188,7 +237,7 @@ class Latents:
             shard = self._shard(number)
             # copies, for a part of a file that is mapped would go to another process with all of the file
             kept = [shard.get_slice(name)[begin : begin + spec.num_tokens].clone() for name in names]
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, LookupError, ValueError) as error:
             raise _damaged(shard_path(self.root, number), " ".join(str(error).split())) from None
         if checksum(*kept) != self.index["checksum"][row]:
             raise _damaged(shard_path(self.root, number), f"the tokens of {self._text('name', index)} were changed")
@@ -235,7 +284,7 @@ class Latents:
         )
 
     def _broken(self, index: int) -> BrokenItem:
-        return BrokenItem(self.about["broken"][str(index)])
+        return BrokenItem(self.about["broken"].get(str(index), "left out when the corpus was encoded"))
 
     def _shard(self, number: int) -> Any:
         if number not in self._shards:
@@ -248,6 +297,28 @@ class Latents:
         ends = self.index[f"{kind}_ends"]
         block = self.index[f"{kind}s"][ends[index - 1] if index else 0 : ends[index]]
         return block.tobytes().decode()
+
+
+def _check_index(index: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+    """Raises ValueError, or KeyError, where the arrays do not fit together: what they point at must be there."""
+    items, sizes, labels = about["items"], len(index["grids"]), len(about["labels"])
+    rows = items * about["kept"]["readings"]
+    lengths = {"header": items, "label": items, "has_text": items, "name_ends": items, "text_ends": items,
+               "spec": rows, "begin": rows, "checksum": rows, "grids": sizes, "shapes": sizes}  # fmt: skip
+    for name, length in lengths.items():
+        if len(index[name]) != length or index[name].dtype.kind not in "iu":
+            raise ValueError(f"{name} is not {length:,} whole numbers")
+    within = {"header": (NONE, sizes), "spec": (NONE, sizes), "label": (NONE, labels), "begin": (0, None),
+              "grids": (1, None), "shapes": (0, None)}  # fmt: skip
+    for name, (least, beyond) in within.items():
+        values = index[name]
+        if values.size and (values.min() < least or (beyond is not None and values.max() >= beyond)):
+            raise ValueError(f"{name} from {values.min()} to {values.max()}")
+    for name in ("name", "text"):
+        ends, block = index[f"{name}_ends"], index[f"{name}s"]
+        if np.any(np.diff(ends, prepend=0) < 0) or (items and ends[-1] != len(block)):
+            raise ValueError(f"{name}_ends is no list of places in {name}s")
+        block.tobytes().decode()
 
 
 def _section(name: str, value: Any, root: Path) -> Any:

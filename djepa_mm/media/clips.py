@@ -26,6 +26,7 @@ from djepa_mm.media.pictures import SUFFIXES, enlarged, from_bytes, image_of, op
 
 CRF = "15"  # of x264, 0 to 51: hardly to be told from the original
 ANIMATIONS: dict[str, dict[str, Any]] = {".gif": {}, ".webp": {"quality": 90, "method": 4}}  # Pillow's options
+LISTS = {"concat", "dash", "hls", "imf"}  # FFmpeg's formats of files that say where a film's parts are
 PREVIEW_FRAMES = 8  # most on a contact sheet, in rows of four
 
 
@@ -47,6 +48,13 @@ class Clips:
         if shape is None:
             return read_clip(path, channels=self.channels)
         _, frames, height, width = shape
+        first = next(_decoded(path, self.channels), None)  # of another size, no more of them are decoded
+        if first is not None and first.shape[:2] != (height, width):
+            found = f"{first.shape[1]}×{first.shape[0]}"
+            raise UserError(
+                f"{path}: the clip's frames are of {found} pixels, this model takes {frames} of {width}×{height}; "
+                "resize it first"
+            )
         clip = read_clip(path, channels=self.channels, most=frames + 1)
         if tuple(clip.shape) != tuple(shape):
             count = f"more than {frames}" if clip.shape[1] > frames else clip.shape[1]
@@ -172,6 +180,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
     av = _av()
     try:
         with av.open(str(path)) as container:
+            if container.format.name in LISTS:
+                raise UserError(f"{path}: not readable as a clip (a list of other files)")
             if not container.streams.video:
                 raise UserError(f"{path}: not readable as a clip (no video in it)")
             yield container.streams.video[0], container.decode(video=0)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from djepa_mm.errors import BrokenItem, UserError
 
+MOST_PIXELS = 80_000_000  # what is transparent takes 12 bytes for each until it is flat
 JPEG_QUALITY = 95  # of 100
 PREVIEW_PIXELS = 64  # what has fewer on a side is enlarged to be looked at
 SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -42,11 +43,13 @@ class Pictures:
 
     def load(self, path: Path, shape: tuple[int, ...] | None = None) -> Tensor:
         """Any file that Pillow reads."""
-        picture = read_picture(path, channels=self.channels)
-        if shape is not None and tuple(picture.shape) != tuple(shape):
-            found, wanted = (f"{width}×{height}" for _, height, width in (picture.shape, shape))
-            raise UserError(f"{path}: the picture is {found} pixels, this model takes {wanted}; resize it first")
-        return picture
+        if shape is not None:
+            with opened(path, "a picture") as header:
+                size = upright_size(header)
+            if size != tuple(shape[1:]):
+                found, wanted = (f"{width}×{height}" for height, width in (size, shape[1:]))
+                raise UserError(f"{path}: the picture is {found} pixels, this model takes {wanted}; resize it first")
+        return read_picture(path, channels=self.channels)
 
     def blend(self, original: Tensor, new: Tensor, kept: Tensor) -> Tensor:
         return torch.where(kept, original, new)
@@ -156,6 +159,8 @@ def readable(path: Path | IO[bytes], what: str = "a picture") -> Iterator[Any]:
     as `what`."""
     try:
         with Image.open(path) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise BrokenItem(f"{picture.width}×{picture.height} pixels, more than {MOST_PIXELS:,}; make it smaller")
             yield picture
     except (BrokenItem, UserError):
         raise

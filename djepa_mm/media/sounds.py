@@ -55,7 +55,7 @@ class Sounds:
 
         try:
             sound, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, MemoryError, ValueError) as error:  # the last two of headers that lie
             reason = " ".join(str(error).split()) if path.exists() else "no such file"
             raise UserError(f"{path}: not readable as sound ({reason})") from None
         if not len(sound) or not np.isfinite(sound).all():

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 from typing import Any
+
+import torch
 
 from djepa_mm.core.djepa import DJEPA, Positions, Size
 from djepa_mm.core.heads.diffusion import DiffusionHead
@@ -63,6 +67,28 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, condition: ConditionKind[A
         target_dropped=recipe.loss.target_dropped,
         projector=model.projector,
     )
+
+
+def check_memory(recipe: Recipe, tokenizer: Tokenizer, condition: ConditionKind[Any], device: torch.device) -> None:
+    """Raises UserError where the device has less memory, even if nothing else is in it, than the networks take."""
+    if device.type == "cuda":
+        there: float = torch.cuda.get_device_properties(device).total_memory
+    elif hasattr(os, "sysconf"):
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:  # on Windows
+        there = math.inf
+    try:
+        with torch.device("meta"):
+            model = build_model(recipe, tokenizer, condition)
+        needed: float = sum(p.numel() * p.element_size() for p in model.parameters())
+    except (RuntimeError, OverflowError):  # sizes that torch cannot count
+        needed = math.inf
+    if needed > there:
+        raise UserError(
+            f"model and head: the networks and their averages take {needed / 1e9:,.0f} GB, and {device} has "
+            f"{there / 1e9:,.0f} GB: choose a smaller model.preset, or look at model.width, model.depth, head.width, "
+            "head.blocks and tokenizer.size (djepa-mm info counts)"
+        )
 
 
 def build_sampler(recipe: Recipe) -> Sampler:

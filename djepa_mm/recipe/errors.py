@@ -12,6 +12,8 @@ from pydantic_core import ErrorDetails
 
 from djepa_mm.layout import EXTENSIONS
 
+MOST_SHOWN = 200  # characters of a value
+
 
 def yaml_problem(error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.MarkedYAMLError):
@@ -37,11 +39,14 @@ def problem(error: ErrorDetails, schema: type[BaseModel], origin: str, overridde
     key = ".".join(keys)
     where = f"--set {key}" if key in overridden else f"{origin}: {key}" if key else origin
     kind, value = error["type"], error["input"]
+    shown = repr(value)
+    if len(shown) > MOST_SHOWN:
+        shown = f"{shown[:MOST_SHOWN]}…"
     if kind == "extra_forbidden":
         known = sorted({name for m in models for name in m.model_fields})
         near = difflib.get_close_matches(keys[-1], known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"{where}: unknown key (value {value!r}); {hint}Known here: {', '.join(known)}"
+        return f"{where}: unknown key (value {shown}); {hint}Known here: {', '.join(known)}"
     if kind == "missing":
         return f"{where}: this key is required and is not there"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
@@ -59,7 +64,7 @@ def problem(error: ErrorDetails, schema: type[BaseModel], origin: str, overridde
     if kind == "literal_error":
         near = difflib.get_close_matches(str(value), error["ctx"]["expected"].replace("'", "").split(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"{where}: expected {error['ctx']['expected']}, got {value!r}{hint}"
+        return f"{where}: expected {error['ctx']['expected']}, got {shown}{hint}"
     message = (
         error["msg"]
         .replace("Input should be", "expected")
@@ -67,7 +72,7 @@ def problem(error: ErrorDetails, schema: type[BaseModel], origin: str, overridde
         .replace("a valid integer", "an integer")
         .replace("valid ", "")
     )
-    return f"{where}: {message}, got {value!r}"
+    return f"{where}: {message}, got {shown}"
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

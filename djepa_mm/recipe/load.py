@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +20,28 @@ from djepa_mm.types import Config, UserError
 
 Schema = TypeVar("Schema", bound=Config)
 Overrides = Sequence[str] | Mapping[str, Any]
+MOST_BYTES = 1_000_000  # of a recipe's file
+MOST_NODES = 1_000_000  # words, lists and mappings of a recipe, with aliases written out
+LARGEST = 2**63 - 1  # whole number
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's idea of numbers (1e-4 is one), no dates, and no key given twice."""
+    """YAML 1.2's idea of numbers (1e-4 is one), no dates, no key given twice, and no more than a recipe can need."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _size(node, {}) > MOST_NODES:
+            raise yaml.constructor.ConstructorError(None, None, "aliases that stand for too much", node.start_mark)
+        return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        try:
+            value = super().construct_yaml_int(node)
+        except ValueError:  # Python reads no more than thousands of digits
+            value = LARGEST + 1
+        if abs(value) > LARGEST:
+            raise yaml.constructor.ConstructorError(None, None, "a whole number beyond 64 bits", node.start_mark)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -36,6 +55,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -45,6 +65,18 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
 )
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Nodes of a tree, those of an alias counted wherever it stands. known: by id; 0 of those that hold this one."""
+    if id(node) not in known:
+        known[id(node)] = 0
+        value = node.value if isinstance(node, yaml.CollectionNode) else ()
+        below = chain.from_iterable(value) if isinstance(node, yaml.MappingNode) else value
+        known[id(node)] = 1 + sum(_size(one, known) for one in below)
+    elif not known[id(node)]:
+        raise yaml.constructor.ConstructorError(None, None, "it holds itself", node.start_mark)
+    return known[id(node)]
 
 
 def load_recipe(source: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> Recipe:
@@ -91,7 +123,9 @@ def _wants_text(schema: type[Config], raw: Mapping[str, Any], key: str) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise UserError(f"{path}: {size:,} bytes, and no recipe has more than {MOST_BYTES:,}; is it another file?")
+        raw = parse_value(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{path}: {yaml_problem(error)}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -137,7 +171,10 @@ def parse_override(text: str) -> Any:
 
 def parse_value(text: str) -> Any:
     """A value as recipes have it. Raises yaml.YAMLError."""
-    return yaml.load(text, _Loader)
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
 
 
 def _json(raw: Mapping[str, Any]) -> str:

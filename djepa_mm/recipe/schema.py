@@ -18,15 +18,18 @@ from djepa_mm.core.masking import Order, Schedule
 from djepa_mm.recipe.presets import PRESETS
 from djepa_mm.types import Config, Probability, UserError
 
+Width = Annotated[int, Field(gt=0, le=65_536)]  # beyond the largest models that there are, so a slip of the pen
+Blocks = Annotated[int, Field(gt=0, le=200)]
+
 
 class ModelConfig(Config):
     preset: Literal["tiny", "small", "base", "large", "huge"]
     """Sizes of encoder, predictor and head; what is given beside it wins."""
-    width: PositiveInt | None = None
-    depth: PositiveInt | None = None
+    width: Width | None = None
+    depth: Blocks | None = None
     """Blocks of the context encoder, and as many of the predictor."""
     heads: PositiveInt | None = None
-    mlp_ratio: PositiveFloat = 4.0
+    mlp_ratio: Annotated[float, Field(gt=0, le=100)] = 4.0
     dropout: Probability = 0.0
     """In attention, projections and MLPs."""
     streams: Literal["one", "two"] = "one"
@@ -70,8 +73,8 @@ class ModelConfig(Config):
 
 class FlowConfig(Config):
     kind: Literal["flow"]
-    blocks: PositiveInt | None = None
-    width: PositiveInt | None = None
+    blocks: Blocks | None = None
+    width: Width | None = None
     repeats: PositiveInt = 4
     """How often each masked token is used in a step, with fresh noise and time."""
     time_sampling: Literal["uniform", "logit-normal"] = "logit-normal"
@@ -90,8 +93,8 @@ class FlowConfig(Config):
 
 class DiffusionConfig(Config):
     kind: Literal["diffusion"]
-    blocks: PositiveInt | None = None
-    width: PositiveInt | None = None
+    blocks: Blocks | None = None
+    width: Width | None = None
     repeats: PositiveInt = 4
     """How often each masked token is used in a step, with fresh noise and time."""
     steps: Annotated[int, Field(ge=2, le=1000)] = 100
@@ -185,7 +188,7 @@ class BatchConfig(Config):
     cache: bool = False
     """Tokenize the corpus once, before training, and keep the tokens in memory: of a VAE that is sampled from mean and
     deviation, of flips both. `djepa-mm encode` does the same on the disk, for more than one run."""
-    workers: NonNegativeInt = 0
+    workers: Annotated[int, Field(ge=0, le=1_000)] = 0
     """Processes that read items; they have nothing to do where the corpus is cached."""
     max_broken_share: Probability = 0.05
     """Stop when more than this share of the corpus cannot be read."""

@@ -76,11 +76,18 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if packed := zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for member in archive.infolist():
+                    if member.compress_type != zipfile.ZIP_STORED:  # torch packs none, so nothing bounds its size
+                        raise UserError(f"{path}: {member.filename} is compressed: it is no file of weights")
         with (
             warnings.catch_warnings(action="ignore"),  # of pickles in other dialects: either they hold weights or not
             torch.serialization.safe_globals([argparse.Namespace]),  # the settings that MAR keeps beside its weights
         ):
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except pickle.UnpicklingError as error:

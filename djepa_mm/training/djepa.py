@@ -29,7 +29,7 @@ from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.generation.request import Request
 from djepa_mm.media.sheet import sheet
 from djepa_mm.ranks import current, joined, restarts
-from djepa_mm.recipe.build import build_model
+from djepa_mm.recipe.build import build_model, check_memory
 from djepa_mm.recipe.describe import Passes, train_flops
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.recipe.schema import TOKENS_FREE, Recipe
@@ -71,6 +71,7 @@ class DJEPATask:
         self._check_fit(source, tokenizer)
         condition = recipe.condition.build()
         condition.bind(source)
+        check_memory(recipe, tokenizer, condition, device)
         torch.manual_seed(recipe.run.seed)
         with device:
             self.model = build_model(recipe, tokenizer, condition)

@@ -81,7 +81,13 @@ class TrainState:
             found = read_tensors(checkpoint, file)
             for prefix in sorted(parts, key=len, reverse=True):  # the weights, which have none, take what is left
                 own = {name.removeprefix(prefix): found.pop(name) for name in list(found) if name.startswith(prefix)}
-                parts[prefix].load_state(own)
+                try:
+                    parts[prefix].load_state(own)
+                except UserError:
+                    raise
+                except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                    where = checkpoint / f"{file}.safetensors"
+                    raise UserError(f"{where}: not of this kind of run ({error!r})") from None
         for name, facts in self.facts.items():
             if name == "corpus" and name not in state:  # of older ones
                 continue
@@ -89,10 +95,13 @@ class TrainState:
                 facts.load_state(state[name])
             except UserError as error:
                 raise UserError(f"{checkpoint / 'state.json'}: {error}") from None
-            except (KeyError, TypeError) as error:
+            except (KeyError, TypeError, AttributeError) as error:
                 where = checkpoint / "state.json"
                 raise UserError(f"{where}: not of this kind of run (its {name}: {error!r})") from None
-        self.step, self.seconds, self.cursor = state["step"], state["seconds"], Cursor(**state["cursor"])
+        try:
+            self.step, self.seconds, self.cursor = state["step"], state["seconds"], Cursor(**state["cursor"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{checkpoint / 'state.json'}: damaged ({error!r})") from None
 
 
 @dataclass

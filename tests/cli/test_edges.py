@@ -199,6 +199,12 @@ def test_prompts_of_a_windows_editor(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "prompts.txt") == ["one two", "three"]
 
 
+def test_prompts_without_end_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes(b"\n" * 10_000_001)
+    with pytest.raises(UserError, match=r"prompts\.txt: 10,000,001 bytes; 10,000,000 are read at most"):
+        read_prompts(tmp_path / "prompts.txt")
+
+
 def test_a_recipe_in_another_encoding_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_bytes(b"name: \xe9t\xe9\n")
     result = inside("recipes", "show", str(tmp_path / "mine.yaml"))

@@ -96,3 +96,17 @@ def test_recordings_that_do_not_fit_their_text(tmp_path: Path) -> None:
     assert found["more than 2 times as long as such a text usually is"] == "1: c05"
     assert found["less than 1/2 as long as such a text usually is"] == "1: c08"
     assert found["file .wav"] == "40"
+
+
+def test_of_very_many_broken_items_the_first_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("djepa_mm.data.check.MOST_BROKEN", 2)
+    good = Image.new("RGB", (8, 8))
+    for n in range(5):
+        path = tmp_path / "a" / f"{n}.png"
+        path.parent.mkdir(exist_ok=True)
+        good.save(path) if n == 4 else path.write_bytes(b"no picture")
+    data = {"source": "image-folder", "root": str(tmp_path), "size": [8, 8]}
+    table, healthy = check_corpus(load_recipe("digits", {"data": data, "tokenizer.channels": 3}), lambda *_: None)
+    rows = dict(zip(*(column.cells for column in table.columns), strict=True))
+    assert (healthy, rows["broken"], rows["  and more"]) == (False, "4", "2")
+    assert [name for name in rows if "png" in str(name) and "/" in str(name)] == ["  a/0.png", "  a/1.png"]

@@ -16,12 +16,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from support import ROOT, inside
 
 from djepa_mm.data.check import check_corpus
 from djepa_mm.data.corpus import Corpus, Cursor
 from djepa_mm.data.encoding import Keeping, encode_corpus
-from djepa_mm.data.latents import Latents
+from djepa_mm.data.latents import Latents, file_hash, write_about
 from djepa_mm.errors import UserError
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.recipe.schema import Recipe
@@ -403,6 +404,24 @@ def test_another_format_and_changed_indices_and_statistics_are_refused(folder: P
     (out / "latents.json").write_bytes(whole["latents.json"][:100])
     with pytest.raises(UserError, match=r"latents\.json: damaged"):
         begin(ours)
+
+
+def test_latents_that_were_made_to_harm_are_one_line(folder: Path, tmp_path: Path) -> None:
+    """Their hashes agree, as those of whoever changes them would."""
+    recipe = patches(folder)
+    out = tmp_path / "latents"
+    ours = from_latents(recipe, kept(recipe, out))
+    about, index = json.loads((out / "latents.json").read_text()), load_file(out / "index.safetensors")
+    del about["sha256"]
+    for key, value in (("shards", 5), ("classes", [1]), ("kept", {}), ("folder", "a\0b"), ("items", 3)):
+        write_about(out / "latents.json", {**about, key: value})
+        with pytest.raises(UserError, match=r"(latents\.json|index\.safetensors): damaged \([^\n]+$"):
+            begin(ours)
+    for name, wrong in (("spec", 99), ("label", 99), ("begin", -1), ("grids", 0), ("name_ends", 2**40), ("names", 255)):
+        save_file({**index, name: np.full_like(index[name], wrong)}, out / "index.safetensors")
+        write_about(out / "latents.json", {**about, "index": file_hash(out / "index.safetensors")})
+        with pytest.raises(UserError, match=r"index\.safetensors: damaged \([^\n]+$"):
+            begin(ours)
 
 
 def test_a_run_does_not_go_on_with_other_statistics(folder: Path, tmp_path: Path) -> None:

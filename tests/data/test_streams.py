@@ -385,3 +385,12 @@ def test_packed_clips_are_their_files(tmp_path: Path) -> None:
         digits, tmp_path / "out", media="clip", frames=digits.data.frames, size=clips.config.size, channels=1
     )
     assert bag(read(stream)) == bag(clips.read(n) for n in range(len(clips)))
+
+
+def test_patterns_of_names_without_end_are_not_written_out(tmp_path: Path) -> None:
+    for pattern in ("{0..999999999999}.tar", "{0..9999}/{0..9999}.tar", "{a,b}" * 40, "{000..999}{a,b}{0..999}.tar"):
+        with pytest.raises(UserError, match=r"^data\.urls: '[^\n]+' names more than 1,000,000 shards$"):
+            source(tmp_path / pattern)
+    tar(tmp_path / "a1.tar", items(0, 1))
+    with pytest.raises(UserError, match=r"b1\.tar cannot be read"):
+        source(tmp_path / "{a,b}{1..1}.tar")

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from djepa_mm.errors import UserError
+from djepa_mm.data.video.reader import VideoReader
+from djepa_mm.errors import BrokenItem, UserError
 from djepa_mm.media.clips import Clips, frames, probe_clip, read_clip, write_clip
 from djepa_mm.media.pictures import read_picture
 
@@ -75,7 +76,7 @@ def test_pictures_are_clips_of_one_frame_read_as_pictures_are(channels: int, tmp
 def test_clips_of_another_size_are_refused_with_both(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     write_clip(moving(8), path, 10.0)
-    with pytest.raises(UserError, match=r"has 8 frames of 64×48 pixels, this model takes 8 of 32×16; cut or resize"):
+    with pytest.raises(UserError, match=r"frames are of 64×48 pixels, this model takes 8 of 32×16; resize it first"):
         Clips(3, 10.0).load(path, (3, 8, 16, 32))
     with pytest.raises(UserError, match=r"has more than 4 frames .*takes 4 of"):
         Clips(3, 10.0).load(path, (3, 4, 48, 64))
@@ -130,3 +131,13 @@ def test_frames_are_pictures() -> None:
     assert [picture.mode for picture in frames(moving(3))] == ["RGB"] * 3
     grey = frames(moving(3)[:1])
     assert [(picture.mode, picture.size) for picture in grey] == [("L", (64, 48))] * 3
+
+
+def test_a_list_of_other_files_is_no_clip(tmp_path: Path) -> None:
+    write_clip(torch.zeros(3, 4, 16, 16), tmp_path / "good.mp4", 10)
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile good.mp4\n")
+    with pytest.raises(UserError, match=r"list\.mp4: not readable as a clip \(a list of other files\)$"):
+        read_clip(tmp_path / "list.mp4")
+    reason = r"^a list of other files$"
+    with pytest.raises(BrokenItem, match=reason):
+        VideoReader("pyav", 10.0).header(tmp_path / "list.mp4")

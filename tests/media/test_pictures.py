@@ -180,3 +180,12 @@ def test_of_an_animation_the_first_frame_is_read(tmp_path: Path) -> None:
         red, _, blue = read_picture(tmp_path / f"a{suffix}").mean((1, 2))
         assert red > 0.9
         assert blue < -0.9
+
+
+def test_a_picture_of_very_many_pixels_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (8, 5)).save(tmp_path / "large.png")
+    monkeypatch.setattr("djepa_mm.media.pictures.MOST_PIXELS", 39)
+    with pytest.raises(UserError, match=r"large\.png: 8×5 pixels, more than 39; make it smaller$"):
+        read_picture(tmp_path / "large.png")
+    monkeypatch.setattr("djepa_mm.media.pictures.MOST_PIXELS", 40)
+    assert read_picture(tmp_path / "large.png").shape == (3, 5, 8)

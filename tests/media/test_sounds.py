@@ -76,6 +76,14 @@ def test_files_that_are_no_sounds_are_one_line(tmp_path: Path) -> None:
             Sounds(RATE_HZ).load(tmp_path / f"{name}.wav")
 
 
+def test_a_header_that_promises_more_than_fits_in_memory_is_one_line(tmp_path: Path) -> None:
+    packed = 44_100 << 44 | 7 << 41 | 15 << 36 | 2**36 - 1  # rate, channels, bits and number of samples
+    head = b"fLaC\x80\0\0\x22\x10\0\x10\0" + bytes(6) + packed.to_bytes(8, "big") + bytes(16)
+    (tmp_path / "endless.flac").write_bytes(head)
+    with pytest.raises(UserError, match=r"endless\.flac: not readable as sound[^\n]*$"):
+        Sounds(RATE_HZ).load(tmp_path / "endless.flac")
+
+
 def test_a_blend_is_faded_inside_the_change() -> None:
     fade, kept = 220, torch.ones(3000, dtype=torch.bool)  # a hundredth of a second
     kept[1000:2000] = False

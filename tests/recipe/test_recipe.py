@@ -7,8 +7,8 @@ import pytest
 import torch
 from support import ROOT, ten_classes
 
-from djepa_mm.recipe.build import build_model, build_sampler
-from djepa_mm.recipe.load import dump_recipe, load_recipe
+from djepa_mm.recipe.build import build_model, build_sampler, check_memory
+from djepa_mm.recipe.load import dump_recipe, load_recipe, parse_value
 from djepa_mm.recipe.packaged import find_recipe, packaged_recipes
 from djepa_mm.recipe.schema import schema_class
 from djepa_mm.types import UserError
@@ -204,3 +204,42 @@ def test_data_built_in_python_is_plain_or_made_plain() -> None:
             load_recipe("digits", [override])
     with pytest.raises(UserError, match="a recipe is plain data"):
         load_recipe({"name": object()})
+
+
+def test_recipes_that_were_made_to_harm_are_one_line(tmp_path: Path) -> None:
+    doubled = "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+    texts = {
+        f"a0: &a0 x\n{doubled}": "line 1, column 1: aliases that stand for too much",
+        "name: &name [*name]\n": "line 1, column 7: it holds itself",
+        "- " * 2_000: "nested too deeply",
+        f"optim: {{steps: {'9' * 5_000}}}\n": "line 1, column 16: a whole number beyond 64 bits",
+        f"optim: {{steps: {2**63}}}\n": "line 1, column 16: a whole number beyond 64 bits",
+        "#" * 1_000_001: "1,000,001 bytes, and no recipe has more than 1,000,000",
+        'name: !!python/object/apply:os.system ["true"]\n': "line 1, column 7: could not determine a constructor",
+    }
+    for text, reason in texts.items():
+        (tmp_path / "mine.yaml").write_text(text)
+        with pytest.raises(UserError, match=rf"mine\.yaml: {reason}[^\n]*$"):
+            load_recipe(tmp_path / "mine.yaml")
+
+
+def test_an_alias_is_what_it_stands_for() -> None:
+    assert parse_value(f"[&a [1, {2**63 - 1}], *a, *a]") == [[1, 2**63 - 1]] * 3
+
+
+def test_absurd_sizes_name_their_key() -> None:
+    for key, most in (("model.width", 65_536), ("model.depth", 200), ("head.blocks", 200), ("batch.workers", 1_000)):
+        with pytest.raises(UserError, match=rf"^--set {key}: expected less than or equal to {most}, got 1000000000$"):
+            load_recipe("digits", [f"{key}=1_000_000_000"])
+    with pytest.raises(UserError, match=r"^--set data\.root: expected at most 10000 characters, got 'x{199}…$"):
+        load_recipe("pictures", [f"data.root={'x' * 10_001}"])
+
+
+def test_a_model_larger_than_the_memory_is_not_begun() -> None:
+    recipe = load_recipe("digits", ["model.width=65536", "model.heads=64"])
+    with pytest.raises(
+        UserError, match=r"^model and head: the networks and their averages take [\d,]+ GB, and cpu has"
+    ):
+        check_memory(recipe, recipe.tokenizer.build(), ten_classes(recipe), torch.device("cpu"))
+    recipe = load_recipe("digits")
+    check_memory(recipe, recipe.tokenizer.build(), ten_classes(recipe), torch.device("cpu"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import zipfile
 from pathlib import Path
 
 import diffusers
@@ -182,6 +183,10 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     (tmp_path / "old.ckpt").write_bytes(pickle.dumps({"model": Code()}))
     whole = reference("djepa-gauss").published(tmp_path / "whole.pth").read_bytes()
     (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", bytes(1 << 20))
+    with pytest.raises(UserError, match=r"bomb\.pth: x/data\.pkl is compressed: it is no file of weights$"):
+        read_published(tmp_path / "bomb.pth")
     for name in ("text.pth", "empty.pth", "torn.pth", "cut.safetensors", "old.ckpt", "half.pth", "none.pth"):
         with pytest.raises(UserError, match=name) as caught:
             read_published(tmp_path / name)

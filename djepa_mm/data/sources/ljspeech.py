@@ -28,6 +28,7 @@ SUFFIXES = (".wav", ".flac", ".WAV", ".FLAC")
 ALIKE = 0.6  # of 1: how alike the letters of a text and of its normalised form are, at least
 RIFF = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<"}  # and their order of bytes
 ENDLESS = 0x7FFF_0000  # a data chunk of such a size, or of 0, is of a writer that did not know the end
+MOST_BARS, MOST_LETTERS = 32, 5000  # of a line whose sides are compared
 LOST = 64  # bytes; some writers count their own header
 
 
@@ -157,7 +158,7 @@ def read_sound(file: BinaryIO, frames: int, sample_rate_hz: int) -> Tensor:
     try:
         file.seek(0)
         sound, rate_hz = soundfile.read(file, dtype="float32", always_2d=True)  # (frames, channels)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError, ValueError) as error:  # the last two of headers that lie
         raise BrokenItem(f"not readable ({error})") from error
     if len(sound) != frames:
         raise BrokenItem(f"cut short, {len(sound)} of {frames} samples")
@@ -213,7 +214,9 @@ def _text(texts: list[str]) -> str | None:
 
     Where there are more bars than the format has, some are inside the texts. They then part where the two sides are
     most alike; where no sides are alike, all of it is one text."""
-    if len(texts) > 2:
+    if len(texts) > 2 and (len(texts) > MOST_BARS or sum(map(len, texts)) > MOST_LETTERS):  # nobody's sentence
+        texts = ["|".join(texts)]
+    elif len(texts) > 2:
         sides = [("|".join(texts[:n]), "|".join(texts[n:])) for n in range(1, len(texts))]
         likeness, text = max((SequenceMatcher(None, letters(a), letters(b)).ratio(), b) for a, b in sides)
         texts = [text] if likeness >= ALIKE else ["|".join(texts)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +52,7 @@ OWN = {  # keys that are of one kind of media alone, or two
 LOOKED_AT = 20, 50  # shards, and items of each, to find the classes in where nothing names them
 MOST_HEADER = 1 << 16  # bytes of a name or of a list of attributes in a tar
 MOST_INDEX = 1 << 28  # bytes
+MOST_SHARDS = 1_000_000
 MOST_LABEL = 1000  # characters
 
 
@@ -294,6 +296,8 @@ def _expanded(urls: Sequence[str]) -> list[str]:
 
     found: list[str] = []
     for pattern in urls:
+        if _many(pattern) > MOST_SHARDS:
+            raise UserError(f"data.urls: {pattern!r} names more than {MOST_SHARDS:,} shards")
         try:
             places = list(braceexpand(pattern))
         except ValueError as error:
@@ -308,6 +312,15 @@ def _expanded(urls: Sequence[str]) -> list[str]:
                 raise UserError(f"data.urls: no .tar in the folder {path.absolute()}")
             found += inside
     return found
+
+
+def _many(pattern: str) -> int:
+    """How many names a pattern stands for, about: braces within others are counted as if they stood beside them."""
+    count = 1
+    for inside in re.findall(r"\{([^{}]*)", pattern):
+        ends = re.fullmatch(r"(-?\d{1,18})\.\.(-?\d{1,18})(\.\..*)?", inside)
+        count *= inside.count(",") + 1 if ends is None else abs(int(ends[2]) - int(ends[1])) + 1
+    return count
 
 
 def _is_remote(url: str) -> bool:

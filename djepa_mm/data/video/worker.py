@@ -38,6 +38,7 @@ KERNEL_ENDS = hasattr(signal, "setitimer")  # the process at its time limit; els
 
 STAMPED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts"}  # containers that give every packet its time stamp
 ONE_EACH = {"h264", "hevc", "vp9", "av1", "mpeg2video", "mjpeg"}  # codecs whose packets show one frame each
+LISTS = {"concat", "dash", "hls", "imf"}  # FFmpeg's formats of files that say where a film's parts are
 HEAD = 4  # frames that are decoded to see whether such a file keeps to that
 
 MOST_KEYS = 64  # that are tried, in a film that decord may read
@@ -76,6 +77,8 @@ def header(path: str, for_decord: bool) -> tuple[Any, ...]:
     import av
 
     with av.open(path) as container:
+        if container.format.name in LISTS:
+            raise UnusableError("a list of other files")
         if not container.streams.video:
             raise UnusableError("no video in it")
         stream = container.streams.video[0]

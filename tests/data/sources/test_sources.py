@@ -227,6 +227,7 @@ def test_blank_lines_are_none(tmp_path: Path) -> None:
         ("A|left right|left | right", "left | right"),
         ("A|a bar | and another | in a single text", "a bar | and another | in a single text"),
         ("A|x | y | z|x | y | z", "x | y | z"),
+        ("A|" + "|".join("x" * 33), "|".join("x" * 33)),  # too many to be looked at
     ],
 )
 def test_bars_inside_a_text_stay_in_it(line: str, text: str, tmp_path: Path) -> None:
