@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ def fast_bf16(device: torch.device) -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+@cache  # a run after another in one process finds what the first one found
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOPs a second that a product of two large matrices reaches there, the best of a few."""
     size = 1024 if device.type == "cpu" else 8192

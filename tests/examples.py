@@ -93,8 +93,12 @@ def shortened() -> Iterator[None]:
     from djepa_mm.training import djepa, vocoder
 
     def train(recipe: Any, *arguments: Any, **options: Any) -> Any:
-        corpus = {"data.count": 60} if hasattr(recipe.data, "count") else {}
-        return djepa.train(load_recipe(recipe_data(recipe), {**SMALL, **corpus}), *arguments, **options)
+        small: dict[str, Any] = {**SMALL}
+        if hasattr(recipe.data, "count"):
+            small["data.count"] = 60
+        if hasattr(getattr(recipe.tokenizer, "vocoder", None), "iterations"):
+            small["tokenizer.vocoder.iterations"] = 4
+        return djepa.train(load_recipe(recipe_data(recipe), small), *arguments, **options)
 
     real = vocoder.train_vocoder
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import shutil
@@ -9,16 +11,18 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
-from examples import blocks, commands, run_command, run_notebook
+from examples import SMALL, blocks, commands, run_command, run_notebook, run_page
 from support import ROOT
 
 from djepa_mm.recipe.reference import reference
 
 README, DOCS = ROOT / "README.md", ROOT / "docs"
-MINUTES = "0.02"  # that the first steps train for here, in place of 0.5
+LONG = '"optim.minutes": 0.5'  # what first steps train for
+SHORT = ", ".join(f'"{key}": {value!r}' for key, value in {**SMALL, "optim.steps": 1000, "optim.minutes": 0.005}.items())
 TREE = ("djepa_mm", "tokenizers", "recipes", "docs", "benchmarks")
 
 
@@ -37,8 +41,13 @@ def run(folder: Path, *command: str | Path) -> str:
     return result.stdout
 
 
-def run_page(page: Path, folder: Path) -> str:
-    return run(folder, "-m", "examples", page)
+def run_page_in(folder: Path, page: Path) -> str:
+    """What the examples of a page print, run in a folder; in this process, where most is imported already."""
+    shown = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(shown), mock.patch.dict(os.environ):
+        os.environ |= {"XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "120"}
+        run_page(page)
+    return shown.getvalue()
 
 
 # --- the examples -----------------------------------------------------------------------------------------------------
@@ -59,7 +68,7 @@ def readme_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         soundfile.write(corpus / "wavs" / f"c{n}.wav", 0.1 * rng.standard_normal(6000 + 1200 * len(text)), 22050)
         lines.append(f"c{n}|{text}|{text}\n")
     (corpus / "metadata.csv").write_text("".join(lines))
-    run_page(README, folder)
+    run_page_in(folder, README)
     return folder
 
 
@@ -73,7 +82,7 @@ def test_readme(readme_runs: Path) -> None:
 
 def test_python_page(readme_runs: Path, tmp_path: Path) -> None:
     shutil.copytree(readme_runs / "runs", tmp_path / "runs")
-    shown = run_page(DOCS / "python.md", tmp_path)
+    shown = run_page_in(tmp_path, DOCS / "python.md")
     assert shown.splitlines()[-1] == "--text: this model takes no text; it knows class"
     names = ("quick", "watched", "unconditional")
     assert all(list((tmp_path / "runs" / name / "checkpoints").glob("step-*")) for name in names)
@@ -82,7 +91,7 @@ def test_python_page(readme_runs: Path, tmp_path: Path) -> None:
 
 
 def test_extending_page(tmp_path: Path) -> None:
-    shown = run_page(DOCS / "extending.md", tmp_path)
+    shown = run(tmp_path, "-m", "examples", DOCS / "extending.md")  # in a process of its own, which is extended
     assert "tones: valid" in shown
     assert (tmp_path / "runs" / "tones" / "generated" / "0000-440.wav").is_file()
     assert (tmp_path / "330.wav").is_file()
@@ -120,8 +129,8 @@ def test_every_command_is_one_that_there_is() -> None:
 
 
 def shorter(code: str) -> str:
-    assert code.count('"optim.minutes": 0.5') == 1
-    return code.replace('"optim.minutes": 0.5', f'"optim.minutes": {MINUTES}')
+    assert code.count(LONG) == 1
+    return code.replace(LONG, SHORT)
 
 
 def test_first_steps_as_a_script(tmp_path: Path) -> None:
@@ -143,7 +152,7 @@ def test_first_steps_as_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(DOCS / "first-steps.ipynb", as_version=4)
     for cell in notebook.cells:
-        if cell.cell_type == "code" and '"optim.minutes": 0.5' in cell.source:
+        if cell.cell_type == "code" and LONG in cell.source:
             cell.source = shorter(cell.source)
     run_notebook(notebook, tmp_path)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

@@ -83,8 +83,8 @@ def check_corpus(recipe: Recipe, progress: Progress) -> tuple[Table, bool]:
     table.add_row("broken", f"{len(corpus.broken):,}")
     for name, reason in islice(corpus.broken.items(), MOST_BROKEN):
         table.add_row(f"  {name}", reason)
-    if (more := len(corpus.broken) - MOST_BROKEN) > 0:
-        table.add_row("  and more", f"{more:,}")
+    if (unnamed := len(corpus.broken) - MOST_BROKEN) > 0:
+        table.add_row("  and more", f"{unnamed:,}")
     return table, not corpus.broken
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +52,7 @@ FREE = {
     "tokenizer": TOKENS_FREE,
     "condition": {"drop", "sentences", "classes"},
 }
+FLOPS_PER_TOKEN: dict[tuple[Hashable, ...], float] = {}  # to train, by all that decides of them
 
 
 class DJEPATask:
@@ -84,7 +84,6 @@ class DJEPATask:
         self.online = self.model.online
         self.wrapped = wrap(self.model, recipe.compute, self.ranks, device)
         self._spare: TokenBatch | None = None
-        self._counted: dict[int, float] = {}
         self.state = TrainState(
             networks=self.model.online,
             averaged=self.model.averaged,
@@ -168,17 +167,18 @@ class DJEPATask:
         return Learned(terms=terms, items=len(grids), tokens=tokens, flops=flops)
 
     def _flops(self, num_tokens: int) -> float:
-        """To train on an item of so many tokens, about."""
-        if num_tokens not in self._counted:
-            self._counted[num_tokens] = train_flops(self.recipe, self._passes, num_tokens)
-        return self._counted[num_tokens]
-
-    @cached_property
-    def _passes(self) -> Passes:
-        tokenizer, condition = self.pipeline.tokenizer, self.pipeline.condition
-        with torch.device("meta"):
-            networks = build_model(self.recipe, tokenizer, condition).online
-        return Passes(networks, tokenizer.token_dim, self.recipe.condition.buffer_tokens + condition.usual_length)
+        """To train on an item of so many tokens, about. Counting takes as long as a step of a small model: it is done
+        once for lengths of the same first two digits, and for all runs of a process."""
+        recipe, tokenizer, condition = self.recipe, self.pipeline.tokenizer, self.pipeline.condition
+        behind = recipe.condition.buffer_tokens + condition.usual_length
+        sections = (recipe.model, recipe.head, recipe.mask, recipe.loss)
+        alike = (*sections, tokenizer.token_dim, behind, f"{num_tokens:.1e}")
+        if alike not in FLOPS_PER_TOKEN:
+            with torch.device("meta"):
+                networks = build_model(recipe, tokenizer, condition).online
+            flops = train_flops(recipe, Passes(networks, tokenizer.token_dim, behind), num_tokens)
+            FLOPS_PER_TOKEN[alike] = flops / num_tokens
+        return num_tokens * FLOPS_PER_TOKEN[alike]
 
     def _nothing(self) -> Losses:
         """Of a part of which no item could be read: zero, by way of the networks, for which the others wait."""
