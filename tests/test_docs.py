@@ -22,7 +22,8 @@ from djepa_mm.recipe.reference import reference
 
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 LONG = '"optim.minutes": 0.5'  # what first steps train for
-SHORT = ", ".join(f'"{key}": {value!r}' for key, value in {**SMALL, "optim.steps": 1000, "optim.minutes": 0.005}.items())
+FEW = {**SMALL, "optim.steps": 1000, "optim.minutes": 0.005}
+SHORT = ", ".join(f'"{key}": {value!r}' for key, value in FEW.items())
 TREE = ("djepa_mm", "tokenizers", "recipes", "docs", "benchmarks")
 
 
