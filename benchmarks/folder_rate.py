@@ -3,7 +3,7 @@
     python benchmarks/folder_rate.py
     python benchmarks/folder_rate.py --workers 2
 
-The same JPEG files in class folders, whole epochs in random order, in batches of 64 tensors in [-1, 1], with half of the
+The same JPEG files in class folders, whole epochs in random order, in batches of 64 tensors in [-1, 1], half of the
 pictures mirrored at random; by turns, --repeats times. Ours is the reading that training does, each item by its own
 seed. Figures: medians of pictures a second, and of the turns' ratios.
 """
