@@ -81,7 +81,7 @@ def edit(
         edited = model.edit(
             media,
             conditions[0] if conditions else None,
-            mask=None if mask is None else _read_mask(mask, frames=media.shape[1] if media.dim() == 4 else None),
+            mask=None if mask is None else _read_mask(mask, tuple(media.shape)),
             start_s=from_,
             stop_s=to,
             seconds=seconds,
@@ -94,14 +94,17 @@ def edit(
     typer.echo(edited.save(target))
 
 
-def _read_mask(path: Path, *, frames: int | None) -> torch.Tensor:
-    """Bool, True where it is white: (H, W) of a picture; for a clip, (T, H, W) of one. frames: of the clip that is
-    edited; it tells a longer mask from one that fits to read one frame more."""
+def _read_mask(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
+    """Bool, True where it is white: (H, W) of a picture; for a clip, (T, H, W) of one.
+
+    shape: of what is edited. No more of a mask that does not fit is read than tells that."""
     from djepa_mm.media.clips import read_clip
     from djepa_mm.media.pictures import read_picture
 
-    if frames is None:
+    if len(shape) != 4:
         white = read_picture(path, channels=1) > 0
     else:
-        white = read_clip(path, channels=1, most=frames + 1)[0] > 0
+        white = read_clip(path, channels=1, most=1)[0] > 0
+        if white.shape[1:] == shape[2:]:
+            white = read_clip(path, channels=1, most=shape[1] + 1)[0] > 0
     return white[0] if len(white) == 1 else white  # a picture is a clip of one frame

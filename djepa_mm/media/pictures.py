@@ -17,7 +17,7 @@ from torch import Tensor
 
 from djepa_mm.errors import BrokenItem, UserError
 
-MOST_PIXELS = 80_000_000  # what is transparent takes 12 bytes for each until it is flat
+MOST_PIXELS = 64_000_000  # what is transparent takes 16 bytes for each until it is flat
 JPEG_QUALITY = 95  # of 100
 PREVIEW_PIXELS = 64  # what has fewer on a side is enlarged to be looked at
 SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -115,7 +115,7 @@ def flat(picture: Image.Image, channels: int) -> Image.Image:
 
 def _narrowed(picture: Image.Image) -> Image.Image:
     """Grey of 16 bits, or of floats up to 1 or up to 255, in 8 bits (L, or LA where one grey means transparent)."""
-    values = np.asarray(picture).astype(np.float64)
+    values = np.asarray(picture)
     low, high = values.min(), values.max()
     if picture.mode == "F":  # what would be black all over up to 255 has 1 for white
         white = 255.0 if high > 1 else 1.0
@@ -124,7 +124,9 @@ def _narrowed(picture: Image.Image) -> Image.Image:
     if not (low >= 0 and high <= white):
         kind = "floats" if picture.mode == "F" else "integers"
         raise BrokenItem(f"{kind} from {low:g} to {high:g}, of which white is not known; save it with 8 or 16 bits")
-    grey = Image.fromarray((values * (255 / white)).round().astype(np.uint8))
+    scaled = values.astype(np.float32)  # in place from here on, for these are the largest pictures
+    scaled *= 255 / white
+    grey = Image.fromarray(scaled.round(out=scaled).astype(np.uint8))
     if isinstance(clear := picture.info.get("transparency"), int):
         grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     return grey
