@@ -318,7 +318,7 @@ def test_mistakes_with_clips(clips_run: Path, digits_run: Path, tmp_path: Path) 
     assert "one length" in mistake(*edit, "--seconds", "1", cwd=tmp_path)
     assert "not readable" in mistake(*edit, "--mask", "missing.png", cwd=tmp_path)
     assert ".mp4, .gif, .webp files" in mistake(*edit, "--out", "new.avi", cwd=tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["black.png", "flat.gif", "flat.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["black.png", "flat.gif", "flat.png", "short.gif"]
 
 
 def test_tokens_compares_saves_and_decodes(digits_run: Path, tmp_path: Path) -> None:
