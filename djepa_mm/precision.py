@@ -26,7 +26,7 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 @cache  # a run after another in one process finds what the first one found
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+def matrix_speed(device: torch.device, dtype: torch.dtype) -> float:
     """FLOPs a second that a product of two large matrices reaches there, the best of a few."""
     size = 1024 if device.type == "cpu" else 8192
     one, other = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))  # draws nothing

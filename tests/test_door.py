@@ -27,7 +27,10 @@ SMALL = {
     "batch.size": 16, "sample.steps": 2, "run.samples": 4, "run.sample_every": None, "run.log_every": 2,
     "optim.precision": "fp32", "optim.minutes": None, "optim.steps": 6,
 }  # fmt: skip
-FIGURES = {"step", "generation", "prediction", "gradient_norm", "lr", "steps_per_s", "seconds"}
+FIGURES = {
+    "step", "generation", "prediction", "gradient_norm", "lr", "seconds", "left_out", "steps_per_s", "items_per_s",
+    "tokens_per_s", "data_wait", "matrix_share", "memory_mib",
+}  # fmt: skip
 
 
 def model(pipeline: Pipeline) -> Model:

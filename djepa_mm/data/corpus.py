@@ -122,9 +122,10 @@ class Corpus:
         damaged."""
         for done, index in enumerate(self.specs):
             content = self.read(index)
-            if content is not None:
-                for reading in range(self.source.readings if isinstance(self.source, Kept) else 0):
+            if content is not None and isinstance(self.source, Kept):
+                for reading in range(self.source.readings):
                     self.source.tokens(index, reading)
+            if content is not None:
                 media = content if isinstance(content, Tensor) else None
                 spec = self.tokenizer.spec_of(tuple(content.shape)) if isinstance(content, Tensor) else content.spec
                 size = (

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from djepa_mm.core.averaging import update_average, warmed_decay
 from djepa_mm.data.corpus import Cursor, merge
 from djepa_mm.errors import UserError
-from djepa_mm.precision import matrix_rate, without_slow_bf16
+from djepa_mm.precision import matrix_speed, without_slow_bf16
 from djepa_mm.ranks import ElsewhereError, current
 from djepa_mm.recipe.load import dump_recipe
 from djepa_mm.runs.files import check_writable, only_run, written_to
@@ -41,7 +41,7 @@ class Outcome:
     finished: bool  # False where it was interrupted, with a checkpoint saved
 
 
-RATES = {
+NOT_LOSSES = {
     "gradient_norm", "left_out", "steps_per_s", "items_per_s", "tokens_per_s", "data_wait", "matrix_share",
     "memory_mib",
 }  # fmt: skip
@@ -59,15 +59,15 @@ class Step:
 
 
 class Window:
-    """Steps from one line of the log to the next. rate: FLOPs a second that all processes' devices can reach."""
+    """Steps from one line of the log to the next. speed: FLOPs a second that all processes' devices can reach."""
 
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
+    def __init__(self, speed: float) -> None:
+        self.speed = speed
         self.steps: list[Step] = []
         self.began = time.monotonic()
 
     def row(self) -> dict[str, float]:
-        """Means of the terms over the steps that count, and rates."""
+        """Means of the terms over the steps that count, and how fast they went."""
         counted = [step.learned.terms for step in self.steps if step.finite] or [self.steps[-1].learned.terms]
         seconds, waited = time.monotonic() - self.began, sum(step.waited for step in self.steps)
         return {
@@ -77,7 +77,7 @@ class Window:
             "items_per_s": sum(step.learned.items for step in self.steps) / seconds,
             "tokens_per_s": sum(step.learned.tokens for step in self.steps) / seconds,
             "data_wait": waited / (waited + sum(step.took for step in self.steps)),
-            "matrix_share": sum(step.learned.flops for step in self.steps) / seconds / self.rate,
+            "matrix_share": sum(step.learned.flops for step in self.steps) / seconds / self.speed,
             "memory_mib": memory_mib(),
         }
 
@@ -143,8 +143,8 @@ class Trainer:
         batches = self.task.batches(state.cursor)
         for group in self.task.groups.values():
             group.module.train()
-        rate = self.ranks.world * matrix_rate(state.device, product_type(self.task.optim, state.device))
-        window, stopped = Window(rate), False
+        speed = self.ranks.world * matrix_speed(state.device, product_type(self.task.optim, state.device))
+        window, stopped = Window(speed), False
         with run_bar(self.console, "training", self.progress) as advance, self._board() as board:
             while not self.done:
                 try:
@@ -161,7 +161,7 @@ class Trainer:
                 self._tell("on_step", state.step, self.progress)
                 if state.step % settings.log_every == 0 or self.done:
                     advance(self.progress, self._log(board, window.row()))
-                    window = Window(rate)
+                    window = Window(speed)
                 if settings.sample_every and state.step % settings.sample_every == 0 and not self.done:
                     self.write_samples()
                 if state.step % settings.save_every == 0 and not self.done:
@@ -311,11 +311,11 @@ class Trainer:
         row = {"step": self.state.step, **figures, "lr": lr, "seconds": self.state.seconds}
         board(row)
         self._tell("on_log", row)
-        losses = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if name not in RATES and value)
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if name not in NOT_LOSSES and value)
         left_out = f"  {figures['left_out']:.0f} steps left out: not finite" if figures["left_out"] else ""
         waiting = f"  {figures['data_wait']:.0%} waiting for data" if figures["data_wait"] > 0.1 else ""
-        rates = f"{figures['steps_per_s']:.2f} steps/s  {figures['items_per_s']:.4g} items/s"
-        return f"step {self.state.step}/{self.task.optim.steps}  {losses}  {rates}{waiting}{left_out}"
+        speeds = f"{figures['steps_per_s']:.2f} steps/s  {figures['items_per_s']:.4g} items/s"
+        return f"step {self.state.step}/{self.task.optim.steps}  {losses}  {speeds}{waiting}{left_out}"
 
     def write_samples(self) -> None:
         """What the averaged weights give now, in the folder `samples`; it draws nothing from the run's random state. A

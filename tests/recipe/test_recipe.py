@@ -182,7 +182,7 @@ def test_schema_describes_every_section() -> None:
         schema["properties"]
     )
     assert schema["additionalProperties"] is False
-    assert "Most items in a batch." in str(schema)
+    assert "Most items in a batch, of all processes together." in str(schema)
 
 
 @pytest.mark.parametrize("override", ["optim.clip=.inf", "head.time_mean=.nan", "sample.temperature=.inf"])
