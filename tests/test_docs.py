@@ -138,9 +138,10 @@ def test_first_steps_as_a_script(tmp_path: Path) -> None:
     code = (DOCS / "first_steps.py").read_text(encoding="utf-8")
     assert len(code.splitlines()) <= 15
     assert ";" not in code
-    (tmp_path / "first_steps.py").write_text(shorter(code))
-    shown = run(tmp_path, "first_steps.py")
-    assert shown.splitlines()[-1].endswith("torch.Size([4, 16])")
+    shown = io.StringIO()
+    with contextlib.chdir(tmp_path), contextlib.redirect_stdout(shown):
+        exec(compile(shorter(code), "first_steps.py", "exec"), {"__name__": "__main__"})
+    assert shown.getvalue().splitlines()[-1].endswith("torch.Size([4, 16])")
     assert len(list((tmp_path / "sevens").glob("00*-7.png"))) == 16
     assert (tmp_path / "edited.png").is_file()
 
