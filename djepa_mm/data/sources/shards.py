@@ -198,6 +198,8 @@ class Shards(Stream):
             raise BrokenItem(f"no {self.config.media} in it, but {', '.join(sample.members)}")
         content = sample.members[suffix]
         assert isinstance(content, bytes)
+        if not content:
+            raise BrokenItem(f".{suffix}: empty")
         read = {"picture": self._picture, "sound": self._sound, "clip": self._clip}[self.config.media]
         media = self._tensor(content) if suffix == TENSOR else read(content, suffix)
         if self.config.flip and one_of(MIRRORED) == 0:
