@@ -22,6 +22,14 @@ from djepa_mm.recipe.build import build_model
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.types import MediaSpec
 
+SLOW = ("test_ranks", "test_docs", "test_extensions", "test_packaging", "test_latents", "test_resume", "test_cli")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of few, long tests come first, so that no process is left with them at the end."""
+    items.sort(key=lambda item: item.path.stem not in SLOW)
+
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, each with a core of its own, in its processes too
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
