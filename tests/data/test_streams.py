@@ -236,6 +236,7 @@ def hostile() -> dict[str, bytes | tarfile.TarInfo]:
         "deep.png": png(1),
         "deep.json": b"[" * 100_000,
         "none.png": png(1),
+        "empty.png": b"",
         "lies.safetensors": b"\xff" * 7 + b"\x7f{}",
     }
 
@@ -259,6 +260,7 @@ def test_tars_that_mean_harm_are_skipped_and_named(tmp_path: Path) -> None:
     assert {f"a.tar/{key}" for key in keys} == {name for name in found if name.startswith("a.tar/")}
     assert "leads out" in found["a.tar/../out"]
     assert "a link" in found["a.tar/link"]
+    assert found["a.tar/empty"] == ".png: empty"
     assert [path.name for path in tmp_path.rglob("*")] == ["in", "a.tar"]
 
 
