@@ -783,7 +783,7 @@ def shards(runs: Runs) -> Iterator[Input]:
 
     picture = runs.picture
     yield check("names with ../", member("../../outside.png", picture) + member("../../outside.cls", b"a"))
-    yield check("absolute names", member("/tmp/outside.png", picture) + member("/tmp/outside.cls", b"a"))
+    yield check("absolute names", member("/outside.png", picture) + member("/outside.cls", b"a"))
     yield check("a link out of the shard", member("x.png", kind=tarfile.SYMTYPE, link="../../../etc/passwd"))
     yield check("a hard link to the recipe", member("x.png", kind=tarfile.LNKTYPE, link="recipe.yaml"))
     yield check("a device", member("x.png", kind=tarfile.CHRTYPE) + member("y.png", kind=tarfile.FIFOTYPE))

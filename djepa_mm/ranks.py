@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -64,12 +64,16 @@ class Ranks:
 
     def check(self, error: UserError | None) -> None:
         """Raises the error that this process has found, else one that another has."""
-        found = self.gather(None if error is None else str(error))
-        if error is not None:
-            raise error
-        for rank, message in enumerate(found):
-            if message is not None:
-                raise ElsewhereError(f"rank {rank}: {message}")
+        settle(error, self.gather(None if error is None else str(error)))
+
+
+def settle(error: UserError | None, told: Sequence[str | None]) -> None:
+    """Raises this process' own error, else ElsewhereError for the first that another has told of."""
+    if error is not None:
+        raise error
+    for rank, message in enumerate(told):
+        if message is not None:
+            raise ElsewhereError(f"rank {rank}: {message}")
 
 
 ALONE = Ranks()

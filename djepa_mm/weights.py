@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -202,7 +203,7 @@ class VAEConfig(Config):
     """Also load weights from pickle files; these can run code, so only from people you trust."""
 
 
-class VAETokens:
+class VAETokens(ABC):
     """What tokenizers on a pretrained VAE share: of its latents' distribution, tokens are the mean, or drawn from it
     in training. Nothing is learned of a corpus, for scale and shift belong to the VAE."""
 
@@ -219,9 +220,9 @@ class VAETokens:
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
+    @abstractmethod
     def posterior(self, media: Tensor) -> tuple[Tensor, Tensor]:
         """(B, *shape) -> mean and deviation of the tokens, (B, N, C) each."""
-        raise NotImplementedError
 
     @property
     def draws(self) -> bool:
@@ -232,12 +233,14 @@ class VAETokens:
 
     def fit(self, media: Iterable[Tensor]) -> None:
         """Nothing to learn."""
+        return
 
     def state(self) -> dict[str, Tensor]:
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Nothing was learned."""
+        return
 
 
 class PretrainedVAE:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -91,17 +91,15 @@ class Read:
 
 
 class Batcher:
-    """A tokenizer and a condition, and the device that they work on. report: hears of each broken item, with why."""
+    """A tokenizer and a condition, and the device that they work on.
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        condition: ConditionKind[Any],
-        device: torch.device,
-        report: Callable[[str, str], None],
-    ) -> None:
-        self.tokenizer, self.condition, self.device, self.report = tokenizer, condition, device, report
+    broken: reason by name for every item that could not be used so far.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, condition: ConditionKind[Any], device: torch.device) -> None:
+        self.tokenizer, self.condition, self.device = tokenizer, condition, device
         self.draws = tokenizer_draws(tokenizer)
+        self.broken: dict[str, str] = {}
 
     def portion(self, items: Sequence[Read]) -> Portion | None:
         """Of those that are whole, in their order; None where there is none."""
@@ -130,9 +128,14 @@ class Batcher:
             if isinstance(item.content, Tensor):
                 self.tokenizer.spec_of(tuple(item.content.shape))
         except (BrokenItem, UserError) as error:  # UserError: of a size that the tokenizer cannot take
-            self.report(item.name, str(error))
+            self.broken[item.name] = str(error)
             return False
         return True
+
+    @property
+    def example(self) -> str:
+        """One of the broken items, for an error."""
+        return next((f"{name}: {reason}" for name, reason in self.broken.items()), "none is there")
 
     def _encoded(self, items: Sequence[Read]) -> list[Encoded]:
         """Their sizes are those that were read, whatever the headers said."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -65,8 +63,8 @@ class Corpus:
     ) -> None:
         self.source, self.tokenizer, self.condition = source, tokenizer, condition
         self.config, self.seed, self.device = config, seed, torch.device(device)
-        self.batcher = Batcher(tokenizer, condition, self.device, self._report)
-        self.broken: dict[str, str] = {}
+        self.batcher = Batcher(tokenizer, condition, self.device)
+        self.broken = self.batcher.broken
         self.specs: Alike[MediaSpec] = Alike(len(source))  # as the headers say; broken items are not in it
         self.values: Alike[Any] = Alike(len(source))  # of the condition, likewise
         self.reading: Source | Kept = source  # or the cache of it
@@ -80,11 +78,11 @@ class Corpus:
                 if (spec := of_shape.get(shape)) is None:
                     spec = of_shape.setdefault(shape, tokenizer.spec_of(shape))
             except (BrokenItem, UserError) as error:  # UserError: of a size that the tokenizer cannot take
-                self._report(entry.name, str(error))
+                self.broken[entry.name] = str(error)
             else:
                 self.values[index], self.specs[index] = value, spec
         if not self.specs:
-            raise UserError(f"the corpus has no readable item among {len(source)}: {self._example()}")
+            raise UserError(f"the corpus has no readable item among {len(source)}: {self.batcher.example}")
         self._check_share()
         if config.cache and (setting := draws(source)):
             raise UserError(
@@ -104,7 +102,7 @@ class Corpus:
             with drawing(item_seed(self.seed, BEFORE, index)):
                 return content_of(self.source, index)
         except BrokenItem as error:
-            self._report(self.source.entry(index).name, str(error))
+            self.broken[self.source.entry(index).name] = str(error)
             self._check_share()
             return None
 
@@ -156,7 +154,7 @@ class Corpus:
         for index, item in reading:
             memory.items[index] = item
             if isinstance(item, str):
-                self._report(self.source.entry(index).name, item)
+                self.broken[self.source.entry(index).name] = item
                 self._check_share()
             if progress is not None:
                 progress(len(memory.items), len(self.specs))
@@ -220,7 +218,7 @@ class Corpus:
                 trained |= any(portions)
                 yield portions, Cursor(epoch, number)
             if not trained and skip == 0:
-                raise UserError(f"no item of the corpus can be read: {self._example()}")
+                raise UserError(f"no item of the corpus can be read: {self.batcher.example}")
             epoch, skip = epoch + 1, 0
 
     def _deal(self, batch: Sequence[int], share: Share) -> list[list[int]]:
@@ -255,30 +253,14 @@ class Corpus:
         """How many there are, broken ones counted."""
         return len(self.source)
 
-    def _report(self, name: str, reason: str) -> None:
-        self.broken[name] = reason
-
-    def _example(self) -> str:
-        return next((f"{name}: {reason}" for name, reason in self.broken.items()), "none is there")
-
     def _check_share(self) -> None:
         share = len(self.broken) / len(self.source)
         if share > self.config.max_broken_share:
             raise UserError(
                 f"{len(self.broken)} of {len(self.source)} items of the corpus cannot be read ({share:.1%}, more than "
-                f"batch.max_broken_share {self.config.max_broken_share:.1%}), such as {self._example()}. "
+                f"batch.max_broken_share {self.config.max_broken_share:.1%}), such as {self.batcher.example}. "
                 "Mend them, or go on without them: --set batch.max_broken_share=1"
             )
-
-    def save_report(self, path: Path) -> None:
-        """JSON: how many items there are, how many were left out and why, and every broken one with its reason."""
-        report = {
-            "items": len(self.source),
-            "left_out": getattr(self.source, "left_out", {}),
-            "broken": len(self.broken),
-            "reasons": self.broken,
-        }
-        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

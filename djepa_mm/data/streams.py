@@ -160,8 +160,8 @@ class StreamCorpus:
             raise UserError("batch.cache: a corpus of shards is not kept in memory; set batch.cache to false")
         self.source, self.tokenizer, self.condition = source, tokenizer, condition
         self.config, self.seed, self.device = config, seed, torch.device(device)
-        self.batcher = Batcher(tokenizer, condition, self.device, self._report)
-        self.broken: dict[str, str] = {}
+        self.batcher = Batcher(tokenizer, condition, self.device)
+        self.broken = self.batcher.broken
         self.seen = 0  # items
 
     def identity(self) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class StreamCorpus:
             return  # it learns nothing
         first = list(islice(self._each(), FEW))
         if not first:
-            raise UserError(f"the corpus has no readable item: {self._example()}")
+            raise UserError(f"the corpus has no readable item: {self.batcher.example}")
         self.condition.fit([item.value for item in first], [item.spec.num_tokens for item in first])
 
     def fit_tokenizer(self, most: int = FEW) -> None:
@@ -216,7 +216,7 @@ class StreamCorpus:
                         item = self.source.decode(taken.sample)
                     spec, value = self.tokenizer.spec_of(tuple(item.media.shape)), self.condition.read(item.entry)
                 except (BrokenItem, UserError) as error:
-                    self._report(taken.sample.name, str(error))
+                    self.broken[taken.sample.name] = str(error)
                 else:
                     yield Seen(entry=item.entry, value=value, spec=spec, media=item.media)
 
@@ -259,7 +259,7 @@ class StreamCorpus:
             batch, barren = batch + 1, barren and not any(portions)
             epoch = min(place.epoch for place in known.values())
             if barren and epoch > min(place.epoch for place in places.values()) + 1:
-                raise UserError(f"no item of the corpus can be read: {self._example()}")
+                raise UserError(f"no item of the corpus can be read: {self.batcher.example}")
             yield portions, Cursor(epoch, batch, tuple(known.get(n) for n in range(self.source.readers)))
 
     def _readers_a_part(self, share: Share) -> int:
@@ -318,19 +318,13 @@ class StreamCorpus:
         """How many there are, where that is known; else how many were seen."""
         return self.source.total or self.seen
 
-    def _report(self, name: str, reason: str) -> None:
-        self.broken[name] = reason
-
-    def _example(self) -> str:
-        return next((f"{name}: {reason}" for name, reason in self.broken.items()), "none is there")
-
     def _check_share(self) -> None:
         items = self.source.total or max(self.seen, FEW)
         share = len(self.broken) / items
         if share > self.config.max_broken_share:
             raise UserError(
                 f"{len(self.broken)} items of the corpus cannot be read ({share:.1%} of {items}, more than "
-                f"batch.max_broken_share {self.config.max_broken_share:.1%}), such as {self._example()}. "
+                f"batch.max_broken_share {self.config.max_broken_share:.1%}), such as {self.batcher.example}. "
                 "Mend them, or go on without them: --set batch.max_broken_share=1"
             )
 

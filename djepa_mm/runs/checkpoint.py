@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,15 +65,19 @@ def save_checkpoint(
         for old in checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
 
+    def once(work: Callable[[], None]) -> None:
+        """By the first process; the others hear of it where it cannot."""
+        ranks.agree(written_to(folder)(work), first_only=True)
+
     try:
-        with written_to(folder):
-            ranks.agree(begin, first_only=True)
-            for name in FILES:
-                if any(isinstance(tensor, DTensor) for tensor in tensors[name].values()):
+        once(begin)
+        for name in FILES:
+            if any(isinstance(tensor, DTensor) for tensor in tensors[name].values()):
+                with written_to(folder):
                     write_sharded(temporary / name, tensors[name])
-                else:
-                    ranks.agree(partial(write, name), first_only=True)
-            ranks.agree(end, first_only=True)
+            else:
+                once(partial(write, name))
+        once(end)
     except BaseException:  # a full disk is not filled further
         if ranks.first:
             shutil.rmtree(temporary, ignore_errors=True)

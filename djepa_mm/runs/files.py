@@ -65,7 +65,7 @@ def only_run(folder: Path, ranks: Ranks) -> Iterator[None]:
         except Timeout:
             raise UserError(f"{folder}: another run is using this folder; wait for it, or choose --out") from None
 
-    ranks.agree(take, first_only=True)
+    ranks.agree(written_to(folder)(take), first_only=True)
     try:
         yield
     finally:

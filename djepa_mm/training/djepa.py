@@ -192,12 +192,12 @@ class DJEPATask:
         """Until the last part of a batch, other processes need not know this one's gradients."""
         return self.wrapped.no_sync() if wanted and isinstance(self.wrapped, DistributedDataParallel) else nullcontext()
 
-    def write_samples(self, folder: Path, stem: str) -> list[Path]:
+    def write_samples(self, folder: Path, stem: str, progress: Progress) -> list[Path]:
         """A sheet, and a file an item where it is not a picture."""
         if not self.examples:
             return []
         with whole_weights(self.model.averaged):
-            items = self.pipeline.run(self.examples)
+            items = self.pipeline.run(self.examples, progress=progress)
         if not self.ranks.first:
             return []
         folder.mkdir(exist_ok=True)

@@ -21,7 +21,7 @@ from djepa_mm.core.averaging import update_average, warmed_decay
 from djepa_mm.data.corpus import Cursor, merge
 from djepa_mm.errors import UserError
 from djepa_mm.precision import matrix_speed, without_slow_bf16
-from djepa_mm.ranks import ElsewhereError, current
+from djepa_mm.ranks import ElsewhereError, current, settle
 from djepa_mm.recipe.load import dump_recipe
 from djepa_mm.runs.files import check_writable, only_run, written_to
 from djepa_mm.runs.log import append_log, cut_log, run_bar, tracker
@@ -137,9 +137,7 @@ class Trainer:
 
     def _run(self) -> Outcome:
         state, settings = self.state, self.task.settings
-        if self.ranks.first:
-            (self.out / "recipe.yaml").write_text(dump_recipe(self.task.recipe), encoding="utf-8")
-            cut_log(self.out / "log.jsonl", state.step)
+        self.ranks.agree(self._begin_files, first_only=True)
         batches = self.task.batches(state.cursor)
         for group in self.task.groups.values():
             group.module.train()
@@ -181,6 +179,11 @@ class Trainer:
             )
         return Outcome(run=self.out, step=state.step, finished=not stopped)
 
+    def _begin_files(self) -> None:
+        with written_to(self.out):
+            (self.out / "recipe.yaml").write_text(dump_recipe(self.task.recipe), encoding="utf-8")
+            cut_log(self.out / "log.jsonl", self.state.step)
+
     def _next(self, batches: Iterator[tuple[Any, Cursor]]) -> tuple[Any, Cursor]:
         """The next batch, and its cursor. All processes agree on the clock, and whether the run shall end: then it
         raises Interrupted."""
@@ -193,10 +196,11 @@ class Trainer:
             pass
         except UserError as mistake:
             error = mistake
-        self.ranks.check(error)
-        signs = self.ranks.gather((found is None or bool(self.interrupts), time.monotonic() - self._began))
-        self.state.seconds = signs[0][1]
-        if found is None or any(stop for stop, _ in signs):
+        stop, seconds = found is None or bool(self.interrupts), time.monotonic() - self._began
+        errors, stops, clocks = zip(*self.ranks.gather((error and str(error), stop, seconds)), strict=True)
+        settle(error, errors)
+        self.state.seconds = clocks[0]
+        if found is None or any(stops):
             self.state.generator.set_state(random)  # the batch will be read again
             raise Interrupted
         return found
@@ -319,10 +323,15 @@ class Trainer:
 
     def write_samples(self) -> None:
         """What the averaged weights give now, in the folder `samples`; it draws nothing from the run's random state. A
-        signal ends it at once."""
+        signal ends it after the sampler's step, here and in all other processes, which have to hear of it."""
+
+        def go_on(done: int, total: int) -> None:
+            if self.interrupts:
+                raise Interrupted
+
         files = None
-        with torch.random.fork_rng(devices=[]), suppress(Interrupted, ElsewhereError), self.interrupts.ending_this():
-            files = self.task.write_samples(self.out / "samples", f"step-{self.state.step:08d}")
+        with torch.random.fork_rng(devices=[]), suppress(Interrupted, ElsewhereError):
+            files = self.task.write_samples(self.out / "samples", f"step-{self.state.step:08d}", go_on)
         if files:
             self._tell("on_samples", files)
 

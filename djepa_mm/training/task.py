@@ -120,8 +120,9 @@ class Task(Protocol):
         """Losses of a batch and one update from them; None where nothing in it can be used."""
         ...
 
-    def write_samples(self, folder: Path, stem: str) -> list[Path]:
-        """What the averaged weights give now, as files whose names begin with `stem`."""
+    def write_samples(self, folder: Path, stem: str, progress: Progress) -> list[Path]:
+        """What the averaged weights give now, as files whose names begin with `stem`. Where sampling takes long,
+        `progress` is called in between, and may end it by an exception."""
         ...
 
     def report(self) -> Report: ...

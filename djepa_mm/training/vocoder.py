@@ -112,7 +112,7 @@ class VocoderTask:
         }
         return Learned(terms=terms, items=len(real), tokens=len(real) * self.recipe.batch.frames)
 
-    def write_samples(self, folder: Path, stem: str) -> list[Path]:
+    def write_samples(self, folder: Path, stem: str, progress: Progress) -> list[Path]:
         """The corpus' first clip through the vocoder, to hear and to see; once as it is."""
         folder.mkdir(exist_ok=True)
         clip = self.recordings.first().to(self.device)

@@ -219,7 +219,7 @@ def hostile() -> dict[str, bytes | tarfile.TarInfo]:
 
     return {
         "../out.png": png(0),
-        "/tmp/absolute.png": png(0),
+        "/absolute.png": png(0),
         "a/../../b.png": png(0),
         "link.png": info("link.png", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
         "hard.png": info("hard.png", type=tarfile.LNKTYPE, linkname="0000.png"),
