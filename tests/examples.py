@@ -28,7 +28,9 @@ SMALL_VOCODER = {"model.width": 16, "model.blocks": 1, "batch.size": 2, "optim.s
 ELSEWHERE = (  # what CI and the developer run, before or beside the tests
     "python3 -m venv .venv",
     ". .venv/bin/activate",
-    'pip install -e ".[demo]" -c constraints.txt',
+    "pip install uv",
+    'uv pip install --compile-bytecode -e ".[demo]" -c constraints.txt',
+    'uv pip install --compile-bytecode -e ".[dev]" -c constraints.txt',
     'pip install -e ".[dev]" -c constraints.txt',
     *("pytest", "pytest -n 2", "pre-commit install", "ruff check .", "ruff format .", "mypy"),
 )
