@@ -33,7 +33,9 @@ __all__ = [
     "Item",
     "Media",
     "MediaSpec",
+    "Pinned",
     "Progress",
+    "RawTokens",
     "Sample",
     "Source",
     "SourceConfig",
@@ -198,6 +200,25 @@ class TokenizerConfig(Protocol):
     """A recipe's `tokenizer` section, defined beside the tokenizer that it builds."""
 
     def build(self) -> Tokenizer: ...
+
+
+@runtime_checkable
+class Pinned(Protocol):
+    """Of a section whose weights a run must not lose sight of."""
+
+    def pinned(self) -> Self:
+        """With the hash of the weights that are there. Raises UserError where there are none."""
+        ...
+
+
+@runtime_checkable
+class RawTokens(Protocol):
+    """Of a tokenizer whose tokens hold the media as they are, so that losses can look at these."""
+
+    def pictures(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Tokens (B, N, C) of items of one grid -> pictures, frames or mels, (B', channels, height, width), about in
+        [-1, 1]; gradients go through it."""
+        ...
 
 
 # --- corpora ----------------------------------------------------------------------------------------------------------

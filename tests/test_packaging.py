@@ -17,7 +17,7 @@ from support import PACKAGE, ROOT
 
 # An import goes to the same floor or down.
 FLOORS = (
-    ("errors", "layout", "types", "core", "media", "weights", "moments", "precision", "ranks"),
+    ("errors", "kinds", "layout", "types", "core", "media", "weights", "moments", "precision", "ranks"),
     ("conditions", "tokenizers", "speech"),
     ("recipe",),
     ("data", "runs"),
@@ -97,7 +97,7 @@ print(*sys.modules)
 
 def test_tokenizers_see_no_core() -> None:
     """Only the shared types, the layers of networks, a reader of weights, media files and vocoders."""
-    allowed = ("types", "errors", "weights", "moments", "media", "core.nn", "speech.vocoders")
+    allowed = ("types", "errors", "kinds", "weights", "moments", "media", "core.nn", "speech.vocoders")
     for path in (ROOT / "tokenizers").glob("*.py"):
         for name in of_package(imports(path)):
             assert f"{name}.".startswith(tuple(f"djepa_mm.{part}." for part in allowed)), f"{path.name} imports {name}"

@@ -131,9 +131,9 @@ class _Pictures:
         """(B, C, h·p, w·q) -> (B, N, C·p·q)"""
         return rearrange(volume, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
 
-    def _to_volume(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
+    def _to_volume(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Back again."""
-        _, h, _ = spec.grid
+        _, h, _ = grid
         return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=h, p=self.patch, q=self.patch)
 
 
@@ -148,7 +148,10 @@ class Patches(_Pictures):
         return self.unit.apply(self._to_tokens(media))
 
     def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
-        return self._to_volume(self.unit.undo(tokens), spec).clamp(-1, 1)
+        return self.pictures(tokens, spec.grid).clamp(-1, 1)
+
+    def pictures(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        return self._to_volume(self.unit.undo(tokens), grid)
 
     def fit(self, media: Iterable[Tensor]) -> None:
         self.unit.fit(self._to_tokens(picture[None])[0] for picture in media)
@@ -201,5 +204,5 @@ class KLVAE(VAETokens, _Pictures):
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
-        latents = self._to_volume(tokens.float(), spec)
+        latents = self._to_volume(tokens.float(), spec.grid)
         return self.vae.to(tokens.device).decode(latents / self.scale + self.shift).sample.clamp(-1, 1)

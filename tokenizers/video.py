@@ -175,9 +175,9 @@ class _Clips:
         p, q, r = self.patch
         return rearrange(volume, "b k (t p) (h q) (w r) -> b (t h w) (k p q r)", p=p, q=q, r=r)
 
-    def _to_volume(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
+    def _to_volume(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Back again."""
-        (t, h, _), (p, q, r) = spec.grid, self.patch
+        (t, h, _), (p, q, r) = grid, self.patch
         return rearrange(tokens, "b (t h w) (k p q r) -> b k (t p) (h q) (w r)", t=t, h=h, p=p, q=q, r=r)
 
 
@@ -215,7 +215,10 @@ class ClipPatches(_Clips):
         return self.unit.apply(self._to_tokens(media))
 
     def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
-        return self._to_volume(self.unit.undo(tokens), spec).clamp(-1, 1)
+        return self._to_volume(self.unit.undo(tokens), spec.grid).clamp(-1, 1)
+
+    def pictures(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        return rearrange(self._to_volume(self.unit.undo(tokens), grid), "b c t h w -> (b t) c h w")
 
     def fit(self, media: Iterable[Tensor]) -> None:
         self.unit.fit(self._to_tokens(clip[None])[0] for clip in media)
@@ -336,7 +339,7 @@ class ClipVAE(VAETokens, _Clips):
     def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
         vae = self.vae.to(tokens.device)
         mean, std = self.moments
-        latents = self._to_volume(tokens.float(), spec) * std.to(tokens.device) + mean.to(tokens.device)
+        latents = self._to_volume(tokens.float(), spec.grid) * std.to(tokens.device) + mean.to(tokens.device)
         if type(vae).__name__ == "AutoencoderKL":
             images = rearrange(latents, "b k t h w -> (b t) k h w").split(FRAMES_AT_ONCE)
             decoded = torch.cat([vae.decode(part).sample for part in images])

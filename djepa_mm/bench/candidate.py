@@ -12,11 +12,11 @@ import yaml
 from pydantic import create_model
 from torch import Tensor
 
+from djepa_mm.kinds import sections
 from djepa_mm.media.clips import Clips, probe_clip, read_clip
 from djepa_mm.media.pictures import read_picture
 from djepa_mm.recipe.load import load_recipe, parse_recipe, parse_value
 from djepa_mm.recipe.packaged import find_recipe
-from djepa_mm.recipe.schema import sections
 from djepa_mm.types import Config, Tokenizer, UserError
 
 Found = TypeVar("Found")

@@ -12,7 +12,7 @@ from typing import Annotated, TextIO
 import typer
 
 import djepa_mm
-from djepa_mm.cli import data, recipes, vocoder
+from djepa_mm.cli import data, recipes, tokenizer, vocoder
 from djepa_mm.cli.demo import demo
 from djepa_mm.cli.doctor import doctor
 from djepa_mm.cli.edit import edit
@@ -57,6 +57,7 @@ app.command("import")(import_)
 app.command()(export)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
+app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(vocoder.app, name="vocoder")
 
 

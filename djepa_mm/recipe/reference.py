@@ -8,6 +8,7 @@ from typing import Any
 
 from djepa_mm.recipe.packaged import packaged_recipes
 from djepa_mm.recipe.schema import schema_class
+from djepa_mm.recipe.tokenizer import tokenizer_schema
 from djepa_mm.recipe.vocoder import vocoder_schema
 
 Schema = Mapping[str, Any]  # a JSON schema, or a part of one
@@ -30,7 +31,12 @@ def reference() -> str:
         first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         lines.append(f"| [`{name}`](../recipes/{name}.yaml) | {first} |")
     shown: set[str] = set()
-    for title, schema in (("A recipe", schema_class()), ("A vocoder's recipe", vocoder_schema())):
+    recipes = {
+        "A recipe": schema_class(),
+        "A tokenizer's recipe": tokenizer_schema(),
+        "A vocoder's recipe": vocoder_schema(),
+    }
+    for title, schema in recipes.items():
         whole = schema.model_json_schema()
         lines += ["", f"## {title}", "", whole["description"], *_section("", whole, whole["$defs"], shown)]
     return "\n".join(lines) + "\n"

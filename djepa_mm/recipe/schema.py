@@ -7,16 +7,15 @@ that they build; they are found by looking through `djepa_mm.data.sources`, `dje
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, create_model, model_validator
 
 from djepa_mm.core.masking import Order, Schedule
+from djepa_mm.kinds import sections
 from djepa_mm.recipe.presets import PRESETS
-from djepa_mm.types import Config, Probability, UserError
+from djepa_mm.types import Config, Probability
 
 Width = Annotated[int, Field(gt=0, le=65_536)]  # beyond the largest models that there are, so a slip of the pen
 Blocks = Annotated[int, Field(gt=0, le=200)]
@@ -264,31 +263,10 @@ class Recipe(Config):
         return self
 
 
-def sections(tag: str, *packages: str) -> Any:
-    """Union of every Config in the packages' modules that has a literal field `tag`.
-
-    Raises UserError for a module that cannot be imported, such as one of the user's own."""
-    found: list[type[Config]] = []
-    for package in packages:
-        for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
-            try:
-                module = importlib.import_module(f"{package}.{info.name}")
-            except Exception as error:  # a file of the user's own may do anything
-                reason = " ".join(str(error).split()) or type(error).__name__
-                raise UserError(f"{info.name}.py, a part of {package}, cannot be imported: {reason}") from error
-            for value in vars(module).values():
-                if isinstance(value, type) and issubclass(value, Config) and value.__module__ == module.__name__:
-                    field = value.model_fields.get(tag)
-                    if field is not None and get_origin(field.annotation) is Literal:
-                        found.append(value)
-    if len(found) == 1:
-        return found[0]
-    return Annotated[Union[tuple(found)], Field(discriminator=tag)]  # noqa: UP007
-
-
 # Keys of a tokenizer that change none of the tokens of media that it takes, or only the way to the same weights
 TOKENS_FREE = {
-    "vocoder", "max_duration_s", "size", "frames", "frame_rate", "vary", "tile", "model", "allow_pickle",
+    "vocoder", "max_duration_s", "size", "frames", "frame_rate", "vary", "tile", "model", "allow_pickle", "path",
+    "media", "sha256",
 }  # fmt: skip
 
 SOURCES = ("djepa_mm.data.sources", "djepa_mm.tokenizers")  # a modality's file may hold the source of its corpora

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, create_model, model_validator
 
+from djepa_mm.kinds import sections
 from djepa_mm.recipe.load import Overrides, load_as
-from djepa_mm.recipe.schema import SOURCES, OptimConfig, sections
+from djepa_mm.recipe.schema import SOURCES, OptimConfig
 from djepa_mm.speech.vocoders.fourier import FourierSize
 from djepa_mm.types import Config, Probability
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils.rnn import pad_sequence
 
 from djepa_mm.core.djepa import Losses
-from djepa_mm.core.types import TokenBatch
 from djepa_mm.data.batches import Portion, Share
 from djepa_mm.data.check import check_media
 from djepa_mm.data.corpus import Cursor
@@ -33,12 +28,13 @@ from djepa_mm.recipe.describe import Passes, train_flops
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.recipe.schema import TOKENS_FREE, Recipe
 from djepa_mm.training.callbacks import Callback
+from djepa_mm.training.dealt import Dealt, gradients_stay_here
 from djepa_mm.training.loop import Outcome, Trainer, check_folder
 from djepa_mm.training.optimizers import build_optimizers
 from djepa_mm.training.state import SameCorpus, TrainState, load_module
 from djepa_mm.training.task import Group, Learned, Report, Update, autocast
-from djepa_mm.training.wrap import whole_weights, wrap
-from djepa_mm.types import MediaSpec, Progress, Source, Stream, Tokenizer
+from djepa_mm.training.wrap import whole_weights, wrap_djepa
+from djepa_mm.types import Pinned, Progress, Source, Stream, Tokenizer
 from djepa_mm.weights import TOKENIZER, checkpoints, find_checkpoint, read_tensors
 
 # Keys by which weights mean what they mean, though no shape may tell; `None` is all keys of a section but FREE ones
@@ -49,7 +45,7 @@ MEANING: dict[str, tuple[str, ...] | None] = {
     "head": ("kind", "predicts", "time_scale"),
 }
 FREE = {
-    "tokenizer": TOKENS_FREE,
+    "tokenizer": TOKENS_FREE - {"sha256"},
     "condition": {"drop", "sentences", "classes"},
 }
 FLOPS_PER_TOKEN: dict[tuple[Hashable, ...], float] = {}  # to train, by all that decides of them
@@ -82,8 +78,8 @@ class DJEPATask:
         self.corpus.fit_condition()
         self.pipeline = Pipeline(recipe, self.model, tokenizer, condition)
         self.online = self.model.online
-        self.wrapped = wrap(self.model, recipe.compute, self.ranks, device)
-        self._spare: TokenBatch | None = None
+        self.wrapped = wrap_djepa(self.model, recipe.compute, self.ranks, device)
+        self.dealt = Dealt(self.ranks, device)
         self.state = TrainState(
             networks=self.model.online,
             averaged=self.model.averaged,
@@ -127,19 +123,10 @@ class DJEPATask:
     def learn(self, batch: Sequence[Portion | None], update: Update, progress: float) -> Learned | None:
         """Chance decides for the whole batch, in every process alike, and means are taken over all of it, so that it
         makes no difference how many processes and parts it is dealt to."""
-        whole = [part for part in batch if part is not None]
-        self._spare = whole[0].batch if whole else self._spare
-        told = self.ranks.gather(([(part.places, part.grids) for part in whole], self._spare is None))
-        items = {place: grid for parts, _ in told for part in parts for place, grid in zip(*part, strict=True)}
-        if not items:
+        whole = self.dealt.whole(batch)
+        if whole is None:
             return None
-        if any(lacking for _, lacking in told):  # a process has never read anything: it takes what another has
-            spares = self.ranks.gather(None if self._spare is None else self._spare.to("cpu"))
-            self._spare = self._spare or next(spare for spare in spares if spare is not None).to(self.device)
-        number = {place: n for n, place in enumerate(sorted(items))}  # of broken items, there is nothing
-        grids = [items[place] for place in number]
-        valid, positions = places(grids)
-        draws = self.model.draw(valid.to(self.device), positions.to(self.device), self.state.generator)
+        draws = self.model.draw(whole.valid, whole.positions, self.state.generator)
         among = int(draws.mask.masked.sum())
         if self.ranks.world > 1 and self.recipe.model.dropout:
             torch.manual_seed(item_seed(self.recipe.run.seed, self.state.step, self.ranks.rank))
@@ -147,14 +134,13 @@ class DJEPATask:
 
         def losses() -> Iterator[Tensor]:
             for n, part in enumerate(batch):
-                with self._gradients_stay_here(n < len(batch) - 1):
+                with gradients_stay_here(self.wrapped, n < len(batch) - 1):
                     with autocast(self.optim, self.device):
                         if part is None:
                             found = self._nothing()
                         else:
-                            own = draws
-                            if len(part.places) < len(items):
-                                own = draws.of([number[place] for place in part.places], part.batch.valid.shape[1])
+                            rows = whole.rows(part)
+                            own = draws if rows is None else draws.of(rows, part.batch.valid.shape[1])
                             found = self.model.losses(part.batch, own, among=among, online=self.wrapped)
                     sums.add_(torch.stack([found.generation, found.prediction]).detach())
                     yield found.total * self.ranks.world  # over the processes, gradients are averaged
@@ -162,9 +148,8 @@ class DJEPATask:
         norm = update("model", losses())
         self.ranks.add(sums)
         terms = {"generation": sums[0], "prediction": sums[1], "gradient_norm": norm}
-        tokens = sum(math.prod(grid) for grid in grids)
-        flops = len(grids) * self._flops(round(tokens / len(grids)))
-        return Learned(terms=terms, items=len(grids), tokens=tokens, flops=flops)
+        flops = whole.items * self._flops(round(whole.tokens / whole.items))
+        return Learned(terms=terms, items=whole.items, tokens=whole.tokens, flops=flops)
 
     def _flops(self, num_tokens: int) -> float:
         """To train on an item of so many tokens, about. Counting takes as long as a step of a small model: it is done
@@ -182,15 +167,10 @@ class DJEPATask:
 
     def _nothing(self) -> Losses:
         """Of a part of which no item could be read: zero, by way of the networks, for which the others wait."""
-        assert self._spare is not None
-        generator = torch.Generator(self.device).manual_seed(0)
-        draws = self.model.draw(self._spare.valid, self._spare.positions, generator)
-        found = self.model.losses(self._spare, draws, online=self.wrapped)
+        spare, generator = self.dealt.spare, torch.Generator(self.device).manual_seed(0)
+        draws = self.model.draw(spare.valid, spare.positions, generator)
+        found = self.model.losses(spare, draws, online=self.wrapped)
         return Losses(total=found.total * 0, generation=found.generation * 0, prediction=found.prediction * 0)
-
-    def _gradients_stay_here(self, wanted: bool) -> AbstractContextManager[Any]:
-        """Until the last part of a batch, other processes need not know this one's gradients."""
-        return self.wrapped.no_sync() if wanted and isinstance(self.wrapped, DistributedDataParallel) else nullcontext()
 
     def write_samples(self, folder: Path, stem: str, progress: Progress) -> list[Path]:
         """A sheet, and a file an item where it is not a picture."""
@@ -217,13 +197,6 @@ class DJEPATask:
     def _requests(self) -> list[Request]:
         run = self.recipe.run
         return self.pipeline.examples(run.samples, run.texts, run.seed)
-
-
-def places(grids: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
-    """Of items by their grids -> valid (B, N) bool and positions (B, N, 3) of all of them as one batch."""
-    counts = torch.tensor([math.prod(grid) for grid in grids])
-    alone = [MediaSpec(grid=grid, shape=()).positions() for grid in grids]
-    return torch.arange(int(counts.max())) < counts[:, None], pad_sequence(alone, batch_first=True)
 
 
 def check_meaning(checkpoint: Path, recipe: Recipe, option: str) -> None:
@@ -263,6 +236,9 @@ def train(
     if resume and start is not None:
         raise UserError("--resume and --from: a run that goes on has its own weights; give one of the two")
     with joined() as ranks:
+        if isinstance(recipe.tokenizer, Pinned):
+            pinned = ranks.agree(recipe.tokenizer.pinned)
+            recipe = recipe.model_copy(update={"tokenizer": pinned})
         resume = resume or (restarts() > 0 and bool(checkpoints(out / "checkpoints")))
         device = torch.device(device)
 

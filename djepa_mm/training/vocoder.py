@@ -22,14 +22,8 @@ from djepa_mm.ranks import launched
 from djepa_mm.recipe.schema import OptimConfig
 from djepa_mm.recipe.vocoder import VocoderRecipe
 from djepa_mm.speech.vocoders.fourier import FourierVocoder
-from djepa_mm.speech.vocoders.losses import (
-    RESOLUTIONS,
-    Discriminators,
-    deception,
-    detection,
-    magnitude,
-    spectral_loss,
-)
+from djepa_mm.speech.vocoders.losses import RESOLUTIONS, Discriminators, magnitude, spectral_loss
+from djepa_mm.training.adversarial import deception, detection
 from djepa_mm.training.callbacks import Callback
 from djepa_mm.training.loop import Outcome, Trainer, check_folder
 from djepa_mm.training.state import Constant, TrainState

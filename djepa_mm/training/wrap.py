@@ -17,16 +17,10 @@ from djepa_mm.ranks import Ranks
 from djepa_mm.recipe.schema import ComputeConfig
 
 
-def wrap(model: DJEPA, compute: ComputeConfig, ranks: Ranks, device: torch.device) -> nn.Module:
+def wrap_djepa(model: DJEPA, compute: ComputeConfig, ranks: Ranks, device: torch.device) -> nn.Module:
     """The online networks as training calls them. Shards the model, where that is asked for, in place."""
-    for transformer in (module for module in model.modules() if isinstance(module, Transformer)):
-        transformer.recompute = compute.recompute
-        if compute.compile:
-            for block in transformer.blocks:
-                block.compile(dynamic=True)
-    if ranks.world == 1:
-        return model.online
-    if compute.shard:
+    if compute.shard and ranks.world > 1:
+        prepare(model, compute)
         mesh = init_device_mesh(device.type, (ranks.world,))
         for networks in (model.online, model.averaged):
             for transformer in (module for module in networks.modules() if isinstance(module, Transformer)):
@@ -35,15 +29,33 @@ def wrap(model: DJEPA, compute: ComputeConfig, ranks: Ranks, device: torch.devic
             fully_shard(networks, mesh=mesh, reshard_after_forward=networks is model.averaged)
         register_fsdp_forward_method(model.averaged, "encode")
         return model.online
+    prepare(model.averaged, compute)
     last = model.online.predictor.stack.transformer.blocks[-1]  # of two streams, nothing comes of the condition's half
     unused = model.prediction_weight == 0 or isinstance(last, TwoStreamBlock)
+    return wrap(model.online, compute, ranks, device, unused=unused)
+
+
+def wrap(network: nn.Module, compute: ComputeConfig, ranks: Ranks, device: torch.device, *, unused: bool) -> nn.Module:
+    """A network as training calls it, which each process has whole. unused: whether a loss may leave some out."""
+    prepare(network, compute)
+    if ranks.world == 1:
+        return network
     return DistributedDataParallel(
-        model.online,
+        network,
         device_ids=[device] if device.type == "cuda" else None,
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
         find_unused_parameters=unused,
     )
+
+
+def prepare(network: nn.Module, compute: ComputeConfig) -> None:
+    """For less memory, or for speed."""
+    for transformer in (module for module in network.modules() if isinstance(module, Transformer)):
+        transformer.recompute = compute.recompute
+        if compute.compile:
+            for block in transformer.blocks:
+                block.compile(dynamic=True)
 
 
 @contextmanager

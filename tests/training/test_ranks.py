@@ -21,7 +21,8 @@ from djepa_mm.data.batches import Share
 from djepa_mm.errors import UserError
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.recipe.load import load_recipe
-from djepa_mm.training.djepa import DJEPATask, places
+from djepa_mm.training.dealt import places
+from djepa_mm.training.djepa import DJEPATask
 from djepa_mm.training.loop import Trainer
 from djepa_mm.weights import find_checkpoint, read_tensors
 

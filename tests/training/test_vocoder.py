@@ -16,7 +16,8 @@ from djepa_mm.recipe.vocoder import VocoderRecipe, load_vocoder_recipe
 from djepa_mm.runs.checkpoint import differences
 from djepa_mm.speech.copy import copy_synthesis
 from djepa_mm.speech.vocoders.fourier import load_fourier
-from djepa_mm.speech.vocoders.losses import RESOLUTIONS, Discriminators, deception, detection, magnitude, spectral_loss
+from djepa_mm.speech.vocoders.losses import RESOLUTIONS, Discriminators, magnitude, spectral_loss
+from djepa_mm.training.adversarial import deception, detection
 from djepa_mm.training.loop import Outcome
 from djepa_mm.training.vocoder import train_vocoder
 from djepa_mm.types import UserError

@@ -88,8 +88,9 @@ class Transformer(nn.Module):
         self.apply(xavier_init)
 
     def forward(self, x: Tensor, condition_length: int, valid: Tensor | None, rotary: Rotary | None) -> Tensor:
-        """x (B, S, D), condition first; valid (B, S) bool or None for all -> (B, S, D)."""
-        mask = None if valid is None else valid[:, None, None, :]
+        """x (B, S, D), condition first -> (B, S, D). valid: bool, True where attended to, (B, S) or (B, S, S) of what
+        each attends to; None for all."""
+        mask = None if valid is None else valid[:, None] if valid.dim() == 3 else valid[:, None, None]
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, condition_length, mask, rotary, use_reentrant=False)

@@ -6,7 +6,6 @@ B batch, S samples, K bins, F frames, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,6 @@ RESOLUTIONS = (512, 1024, 2048)  # n_fft; a quarter of it is the hop
 POWER_FLOOR = 1e-7
 COMPRESSION = 0.3  # exponent of the magnitudes that discriminators see: quiet parts count too
 SLOPE = 0.1  # of leaky ReLUs
-TINY = 1e-4
 
 
 def magnitude(sound: Tensor, n_fft: int) -> Tensor:
@@ -68,29 +66,3 @@ class SpectrumDiscriminator(nn.Module):
             x = functional.leaky_relu(layer(x), SLOPE)
             outputs.append(x)
         return [*outputs, self.verdict(x)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deception:
-    """What the generator learns from the discriminators."""
-
-    verdict: Tensor  # hinge: how far it is from passing for real
-    features: Tensor  # L1 distance of the layers' outputs, relative to the real ones'
-
-
-def deception(generated: Sequence[Sequence[Tensor]], real: Sequence[Sequence[Tensor]]) -> Deception:
-    """Of what `Discriminators` say of generated and of real sound; the latter without its gradient."""
-    verdict = torch.stack([functional.relu(1 - g[-1]).mean() for g in generated]).mean()
-    pairs = [pair for g, r in zip(generated, real, strict=True) for pair in zip(g[:-1], r[:-1], strict=True)]
-    features = torch.stack([(g - r).abs().mean() / r.abs().mean().clamp_min(TINY) for g, r in pairs]).mean()
-    return Deception(verdict=verdict, features=features)
-
-
-def detection(generated: Sequence[Sequence[Tensor]], real: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Hinge loss of the discriminators: real above 1, generated below −1."""
-    return torch.stack(
-        [
-            functional.relu(1 - r[-1]).mean() + functional.relu(1 + g[-1]).mean()
-            for g, r in zip(generated, real, strict=True)
-        ]
-    ).mean()

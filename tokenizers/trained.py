@@ -1,0 +1,159 @@
+"""Learned tokens: raw ones of any kind, compressed by an autoencoder that `djepa-mm tokenizer train` has trained.
+
+B batch, N tokens, P numbers of a raw token, K channels of a token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+from torch import Tensor
+
+from djepa_mm.kinds import sections
+from djepa_mm.moments import UnitVariance
+from djepa_mm.tokenizers.autoencoder import Autoencoder, AutoencoderConfig
+from djepa_mm.types import USUAL, Config, Extent, MediaSpec, Tokenizer, UserError
+from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_state, read_tensors
+
+TRAIN = "djepa-mm tokenizer train"
+CHANGEABLE = ("size", "vary", "frames", "frame_rate", "max_duration_s", "vocoder")  # keys of the raw tokens
+
+
+class TrainedConfig(Config):
+    """Tokens of an autoencoder that `djepa-mm tokenizer train` has trained: of pictures, of clips or of mels."""
+
+    kind: Literal["trained"]
+    path: str = Field(examples=["runs/tokenizer"])
+    """Run folder of the tokenizer's training, or one of its checkpoints."""
+    sha256: str | None = None
+    """Of its weights: others are refused. A run that is trained on these tokens notes it by itself."""
+    media: dict[str, Any] = Field(default_factory=dict)
+    """What of its raw tokens is other here: size, vary, frames, frame_rate, max_duration_s or vocoder."""
+    sample: bool = False
+    """Train on tokens drawn from the posterior, anew at each reading, instead of on its mean."""
+
+    def build(self) -> Trained:
+        return Trained(self)
+
+    def pinned(self) -> Self:
+        """With the hash of the weights that are there."""
+        return self.model_copy(update={"sha256": self.build().weights_hash})
+
+
+class Trained:
+    """The weights are loaded at the first encode or decode, on the media's device."""
+
+    def __init__(self, config: TrainedConfig) -> None:
+        self.config = config
+        self.checkpoint = _checkpoint(Path(config.path).expanduser())
+        recipe = _recipe(self.checkpoint)
+        if unknown := sorted(set(config.media) - set(CHANGEABLE)):
+            raise UserError(f"tokenizer.media.{unknown[0]}: only {', '.join(CHANGEABLE)} may be other than in training")
+        self.model: AutoencoderConfig = _section(AutoencoderConfig, recipe["model"], self.checkpoint)
+        kinds: Any = sections("kind", "djepa_mm.tokenizers")
+        self.raw: Tokenizer = _section(kinds, recipe["tokenizer"] | config.media, self.checkpoint).build()
+        if config.sample and self.model.bottleneck != "kl":
+            raise UserError(f"tokenizer.sample: tokens of the bottleneck {self.model.bottleneck} are not drawn")
+        if config.sha256 not in (None, self.weights_hash):
+            raise UserError(
+                f"tokenizer.sha256: the weights in {self.checkpoint} are {self.weights_hash[:12]}…, not "
+                f"{config.sha256[:12]}…; name the run or checkpoint that was meant in tokenizer.path"
+            )
+        self.token_dim = self.model.channels
+        self.media, self.span = self.raw.media, self.raw.span
+        self.unit = UnitVariance(self.token_dim)
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 of the averaged weights' file."""
+        found = read_state(self.checkpoint).get("sha256", {}).get("averaged.safetensors")
+        if found is None:
+            raise UserError(f"{self.checkpoint}: says no hash of its weights; train it again: {TRAIN}")
+        return str(found)
+
+    @cached_property
+    def network(self) -> Autoencoder:
+        tensors, prefix = read_tensors(self.checkpoint, "averaged"), f"{TOKENIZER}."
+        learned = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+        network = Autoencoder(self.raw.token_dim, self.model)
+        load_weights(network, tensors, self.checkpoint / "averaged.safetensors")
+        self.raw.load_state(learned)
+        return network.requires_grad_(False).eval()
+
+    @property
+    def fixed(self) -> MediaSpec | None:
+        return self.raw.fixed
+
+    def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
+        return self.raw.spec_of(shape)
+
+    def spec_for(self, extent: Extent = USUAL) -> MediaSpec:
+        return self.raw.spec_for(extent)
+
+    @property
+    def draws(self) -> bool:
+        return self.config.sample
+
+    @torch.no_grad()
+    def posterior(self, media: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = self._latents(media)
+        return self.unit.apply(mean), std / self.unit.std.to(std)
+
+    def encode(self, media: Tensor) -> Tensor:
+        return self.posterior(media)[0]
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
+        network = self.network.to(tokens.device)
+        positions = spec.positions().to(tokens.device).expand(len(tokens), -1, -1)
+        return self.raw.decode(network.decode(self.unit.undo(tokens.float()), positions), spec)
+
+    def fit(self, media: Iterable[Tensor]) -> None:
+        self.unit.fit(self._latents(item[None])[0][0] for item in media)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.unit.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.unit.load_state(state)
+
+    @torch.no_grad()
+    def _latents(self, media: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, *shape) -> mean and deviation of the latents, (B, N, K) each."""
+        network = self.network.to(media.device)
+        tokens = self.raw.encode(media)
+        positions = self.raw.spec_of(tuple(media.shape[1:])).positions().to(media.device)
+        return network.posterior(tokens, positions.expand(len(tokens), -1, -1))
+
+
+def _checkpoint(path: Path) -> Path:
+    if not path.exists():
+        raise UserError(f"tokenizer.path: no run at {path.absolute()}; a tokenizer is trained by: {TRAIN} RECIPE")
+    return find_checkpoint(path)
+
+
+def _recipe(checkpoint: Path) -> dict[str, Any]:
+    """Of the tokenizer's training, as it was written. Raises UserError where it is that of something else."""
+    path = checkpoint / "recipe.yaml"
+    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(recipe, dict) and recipe.get("kind") == "tokenizer":
+            return recipe
+    raise UserError(f"tokenizer.path: {checkpoint} holds no tokenizer; one is trained by: {TRAIN} RECIPE")
+
+
+def _section(schema: Any, value: Any, checkpoint: Path) -> Any:
+    try:
+        return TypeAdapter(schema).validate_json(json.dumps(value))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(str(part) for part in wrong["loc"])
+        raise UserError(f"tokenizer.path: {checkpoint / 'recipe.yaml'}: {where}: {wrong['msg']}") from None
