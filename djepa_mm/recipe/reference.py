@@ -75,7 +75,8 @@ def _section(path: str, schema: Schema, known: Mapping[str, Schema], shown: set[
 
 def _configs(value: Schema, known: Mapping[str, Schema]) -> list[Schema]:
     """The sections that a key may hold, in the order of their names; none where it holds a plain value."""
-    names = [part["$ref"].split("/")[-1] for part in (value, *value.get("oneOf", ())) if "$ref" in part]
+    parts = (value, *value.get("oneOf", ()), *value.get("anyOf", ()))
+    names = [part["$ref"].split("/")[-1] for part in parts if "$ref" in part]
     return [known[name] for name in sorted(names) if "properties" in known[name]]
 
 
