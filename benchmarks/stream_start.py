@@ -164,12 +164,10 @@ def rates(folder: Path) -> None:
     figures: dict[str, list[float]] = {"webdataset alone": [], "ours": []}
     for _ in range(ROUNDS):
         for name, read in (("webdataset alone", alone), ("ours", ours)):
-            began = time.process_time()  # of this process, for other work may share its core
-            figures[name].append(read() / (time.process_time() - began))
+            began = time.perf_counter()
+            figures[name].append(read() / (time.perf_counter() - began))
     for name, found in figures.items():
-        print(
-            f"{name}: {statistics.median(found):.0f} pictures a second of work ({min(found):.0f} to {max(found):.0f})"
-        )
+        print(f"{name}: {statistics.median(found):.0f} pictures a second ({min(found):.0f} to {max(found):.0f})")
     ratio = statistics.median(b / a for a, b in zip(*figures.values(), strict=True))
     print(f"ours / webdataset alone: {ratio:.3f}, median of {ROUNDS}", flush=True)
 

@@ -35,6 +35,9 @@ class ClipPatchesConfig(Config):
     kind: Literal["clip-patches"]
     patch: Block = Field(examples=[(2, 4, 4)])
     """Frames, rows and columns of a token."""
+    first_alone: bool = False
+    """The first frame fills its tokens alone, as in causal video VAEs, so that a picture is a clip of one frame; others
+    have 1 + k·patch[0] frames."""
     channels: Literal[1, 3] = 3
     frames: PositiveInt = Field(examples=[8])
     """Of every clip."""
@@ -92,6 +95,8 @@ class _Clips:
                 f"make them multiples of {span[1]} and {span[2]}"
             )
         inner = -(-config.frames // stride[0])
+        if isinstance(config, ClipPatchesConfig) and config.first_alone:
+            inner -= 1
         if inner % config.patch[0]:
             what = "frames" if stride[0] == 1 else "latents in time"
             raise UserError(
@@ -188,16 +193,18 @@ class ClipPatches(_Clips):
         super().__init__(config, config.channels, (1, 1, 1))
         p, q, r = config.patch
         self.token_dim = config.channels * p * q * r
+        self.held = p - 1 if config.first_alone else 0  # times that the first frame is repeated in its tokens
         self.unit = UnitVariance(self.token_dim)
 
     def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
         if not self.vary:
             return super().spec_of(shape)
         channels = self.spec.shape[0]
-        divides = len(shape) == 4 and shape[1] > 0 and not shape[1] % self.patch[0] and self._divides(*shape[2:])
-        if not divides or shape[0] != channels:
+        whole = len(shape) == 4 and shape[1] > 0 and not (shape[1] + self.held) % self.patch[0]
+        if not whole or not self._divides(*shape[2:]) or shape[0] != channels:
+            frames = "frames" if not self.held else f"frames but for the first {self.patch[0] - self.held}"
             raise UserError(
-                f"the tokenizer takes clips of {channels} channels whose frames, height and width are multiples of "
+                f"the tokenizer takes clips of {channels} channels whose {frames}, height and width are multiples of "
                 f"{list(self.patch)}, the data has {tuple(shape)}; data.multiple_of cuts clips to them"
             )
         return self._spec(tuple(shape))
@@ -208,20 +215,28 @@ class ClipPatches(_Clips):
             return super().spec_for(extent)
         if not (math.isfinite(duration_s) and duration_s > 0):
             raise UserError(f"a duration of {duration_s} s: give more than 0")
-        tokens = max(1, round(duration_s * (self.frame_rate / self.span[0])))
-        return self._spec((self.spec.shape[0], tokens * self.patch[0], *self._size(extent.size)))
+        tokens = max(1, round((duration_s * self.frame_rate + self.held) / self.span[0]))
+        return self._spec((self.spec.shape[0], tokens * self.patch[0] - self.held, *self._size(extent.size)))
 
     def encode(self, media: Tensor) -> Tensor:
-        return self.unit.apply(self._to_tokens(media))
+        return self.unit.apply(self._raw(media))
 
     def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
-        return self._to_volume(self.unit.undo(tokens), spec.grid).clamp(-1, 1)
+        return self._frames(tokens, spec.grid).clamp(-1, 1)
 
     def pictures(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        return rearrange(self._to_volume(self.unit.undo(tokens), grid), "b c t h w -> (b t) c h w")
+        return rearrange(self._frames(tokens, grid), "b c t h w -> (b t) c h w")
+
+    def _raw(self, media: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, N, numbers of a token), as they are."""
+        held = media[:, :, :1].expand(-1, -1, self.held, -1, -1)
+        return self._to_tokens(torch.cat([held, media], dim=2) if self.held else media)
+
+    def _frames(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        return self._to_volume(self.unit.undo(tokens), grid)[:, :, self.held :]
 
     def fit(self, media: Iterable[Tensor]) -> None:
-        self.unit.fit(self._to_tokens(clip[None])[0] for clip in media)
+        self.unit.fit(self._raw(clip[None])[0] for clip in media)
 
     def state(self) -> dict[str, Tensor]:
         return self.unit.state()

@@ -270,7 +270,7 @@ def import_model(
     learned = {f"{TOKENIZER}.{name}": tensor for name, tensor in recipe.tokenizer.build().state().items()}
     generator = torch.Generator().manual_seed(recipe.run.seed)
     text = dump_recipe(recipe)
-    checkpoint = save_checkpoint(
+    written = save_checkpoint(
         out / "checkpoints",
         text,
         {"step": 0, "seconds": 0.0, "cursor": {"epoch": 0, "batch": 0}, "condition": condition},
@@ -282,7 +282,7 @@ def import_model(
         keep=1,
     )
     (out / "recipe.yaml").write_text(text, encoding="utf-8")
-    return checkpoint
+    return written.result()
 
 
 def export_model(run: Path, family: Family, out: Path, *, kept: Kept = "averaged") -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,6 +118,8 @@ class Trainer:
         self.console = console if console is not None and self.ranks.first else Console(quiet=True)
         self.callbacks, self.interrupts = callbacks, Interrupts(stop)
         self.bad_steps, self._finite = 0, True  # in a row; of this step
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[Path] | None = None  # a checkpoint that is not known to be whole yet
         check_folder(out, resume=resume)
         if resume:
             self.state.load(find_checkpoint(out))
@@ -132,7 +135,7 @@ class Trainer:
 
     def run(self) -> Outcome:
         """Train to the end of the recipe, or to an interrupt; either way a checkpoint is left."""
-        with written_to(self.out), only_run(self.out, self.ranks), self.interrupts.heard():
+        with written_to(self.out), only_run(self.out, self.ranks), self._writer, self.interrupts.heard():
             return self._run()
 
     def _run(self) -> Outcome:
@@ -163,7 +166,9 @@ class Trainer:
                 if settings.sample_every and state.step % settings.sample_every == 0 and not self.done:
                     self.write_samples()
                 if state.step % settings.save_every == 0 and not self.done:
-                    self.save()
+                    self.save(beside=True)
+                elif self._writing is not None and self.ranks.world == 1 and self._writing.done():
+                    self._written()
                 self._began = time.monotonic() - state.seconds  # samples and checkpoints are not training time
             folder = self.save()
         self._write_report()
@@ -196,6 +201,9 @@ class Trainer:
             pass
         except UserError as mistake:
             error = mistake
+        if self._writing is not None and self._writing.done():
+            failed = self._writing.exception()
+            error = error or (failed if isinstance(failed, UserError) else None)
         stop, seconds = found is None or bool(self.interrupts), time.monotonic() - self._began
         errors, stops, clocks = zip(*self.ranks.gather((error and str(error), stop, seconds)), strict=True)
         settle(error, errors)
@@ -335,14 +343,24 @@ class Trainer:
         if files:
             self._tell("on_samples", files)
 
-    def save(self) -> Path:
-        """Write a checkpoint now -> its folder."""
+    def save(self, *, beside: bool = False) -> Path:
+        """Write a checkpoint now, or beside the next steps -> its folder, which is whole then, or will be."""
+        self._written()
         recipe, keep = dump_recipe(self.task.recipe), self.task.settings.keep
         self.state.cursor = merge(self.ranks.gather(self.state.cursor))
-        folder = self.state.save(self.out / "checkpoints", recipe, keep)
-        for callback in self.callbacks:
-            callback.on_checkpoint(folder)
-        return folder
+        folder = self.out / "checkpoints"
+        self._writing = self.state.save(folder, recipe, keep, self._writer if beside else None)
+        if not beside:
+            self._written()
+        return folder / f"step-{self.state.step:08d}"
+
+    def _written(self) -> None:
+        """Wait until the checkpoint before is whole, and tell of it. Raises UserError where it cannot be written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            self.ranks.agree(writing.result)
+            for callback in self.callbacks:
+                callback.on_checkpoint(writing.result())
 
     def _write_report(self) -> None:
         """JSON: how many items there are, how many were left out and why, and every broken one with its reason."""

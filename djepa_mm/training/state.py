@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,15 +65,16 @@ class TrainState:
             },
         }
 
-    def save(self, folder: Path, recipe: str, keep: int) -> Path:
-        """Write a checkpoint in `folder` -> its own folder. Every process has to take part."""
+    def save(self, folder: Path, recipe: str, keep: int, beside: Executor | None = None) -> Future[Path]:
+        """Write a checkpoint in `folder`, at once or beside what comes next -> its own folder, once it is there. Every
+        process has to take part."""
         tensors = {
             file: {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.state().items()}
             for file, parts in self.parts().items()
         }
         counts = {"step": self.step, "seconds": self.seconds, "cursor": asdict(self.cursor)}
         facts = {name: facts.state() for name, facts in self.facts.items()}
-        return save_checkpoint(folder, recipe, counts | facts, tensors, keep)
+        return save_checkpoint(folder, recipe, counts | facts, tensors, keep, beside)
 
     def load(self, checkpoint: Path) -> None:
         """The way back. Raises UserError where the checkpoint is damaged or of another model."""

@@ -24,10 +24,11 @@ import djepa_mm
 from djepa_mm.data.corpus import Corpus, Cursor
 from djepa_mm.data.pack import pack
 from djepa_mm.errors import Notice, UserError
+from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.precision import without_slow_bf16
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.runs import checkpoint as checkpoint_module
-from djepa_mm.runs.checkpoint import FILES, differences, save_checkpoint
+from djepa_mm.runs.checkpoint import FILES, Draft, differences, save_checkpoint
 from djepa_mm.runs.files import written_to
 from djepa_mm.training.djepa import DJEPATask, train
 from djepa_mm.training.loop import Trainer
@@ -308,6 +309,67 @@ def test_checkpoints_are_written_where_folders_cannot_be_opened(
     for step in (1, 2):
         save_checkpoint(tmp_path, "name: x\n", {"step": step}, tensors, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+# --- beside training --------------------------------------------------------------------------------------------------
+
+
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints are written while training takes some steps."""
+    begin = Draft.begin
+
+    def late(self: Draft) -> None:
+        time.sleep(0.3)
+        begin(self)
+
+    monkeypatch.setattr(Draft, "begin", late)
+
+
+def test_what_is_written_beside_training_is_of_its_own_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {**SMALL, "tokenizer.channels": 1, "run.keep": 20, "optim.steps": 60, "run.save_every": 4}
+    recipe, stop = load_recipe("digits", changes), threading.Event()
+
+    class Ending(djepa_mm.Callback):
+        def on_step(self, step: int, progress: float) -> None:
+            if step == 4:
+                stop.set()
+
+    with torch.random.fork_rng():
+        train(recipe, tmp_path / "stopped", callbacks=[Ending()], stop=stop)
+    slowly(monkeypatch)
+    steps: list[tuple[str, int]] = []
+
+    class Watching(djepa_mm.Callback):
+        def on_step(self, step: int, progress: float) -> None:
+            self.step = step
+
+        def on_checkpoint(self, folder: Path) -> None:
+            assert (folder / "state.json").is_file()
+            steps.append((folder.name, self.step))
+
+    train(recipe, tmp_path / "gone-on", callbacks=[Watching()])
+    assert [name for name, _ in steps] == [f"step-{n:08d}" for n in range(4, 61, 4)]
+    assert any(step > int(name.split("-")[1]) for name, step in steps), "training has waited for every one"
+    assert differences(find_checkpoint(tmp_path / "stopped"), tmp_path / "gone-on/checkpoints/step-00000004") == []
+
+
+def test_a_checkpoint_that_cannot_be_written_beside_training_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowly(monkeypatch)
+    write = Draft.write
+
+    def full(self: Draft, name: str, tensors: Any) -> None:
+        if self.target.name != "step-00000002":
+            raise OSError(errno.ENOSPC, "no space left on device")
+        write(self, name, tensors)
+
+    monkeypatch.setattr(Draft, "write", full)
+    recipe = load_recipe("digits", {**SMALL, "tokenizer.channels": 1, "optim.steps": 5000, "run.save_every": 2})
+    with pytest.raises(UserError, match=r"cannot be written \(no space left on device\)"):
+        train(recipe, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
+    Pipeline.load(tmp_path / "run")
 
 
 # --- places that cannot be written ------------------------------------------------------------------------------------
