@@ -6,7 +6,8 @@ B batch, N tokens, P numbers of a raw token, K channels of a token.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from djepa_mm.types import USUAL, Config, Extent, MediaSpec, Tokenizer, UserErro
 from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_state, read_tensors
 
 TRAIN = "djepa-mm tokenizer train"
+AT_ONCE = 64  # tokens in time that go through a network together
 CHANGEABLE = ("size", "vary", "frames", "frame_rate", "max_duration_s", "vocoder")  # keys of the raw tokens
 
 
@@ -113,8 +115,7 @@ class Trained:
     @torch.no_grad()
     def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
         network = self.network.to(tokens.device)
-        positions = spec.positions().to(tokens.device).expand(len(tokens), -1, -1)
-        return self.raw.decode(network.decode(self.unit.undo(tokens.float()), positions), spec)
+        return self.raw.decode(self._through(network.decode, self.unit.undo(tokens.float()), spec), spec)
 
     def fit(self, media: Iterable[Tensor]) -> None:
         self.unit.fit(self._latents(item[None])[0][0] for item in media)
@@ -129,9 +130,29 @@ class Trained:
     def _latents(self, media: Tensor) -> tuple[Tensor, Tensor]:
         """(B, *shape) -> mean and deviation of the latents, (B, N, K) each."""
         network = self.network.to(media.device)
-        tokens = self.raw.encode(media)
-        positions = self.raw.spec_of(tuple(media.shape[1:])).positions().to(media.device)
-        return network.posterior(tokens, positions.expand(len(tokens), -1, -1))
+
+        def posterior(tokens: Tensor, positions: Tensor) -> Tensor:
+            return torch.cat(network.posterior(tokens, positions), dim=-1)
+
+        spec = self.raw.spec_of(tuple(media.shape[1:]))
+        mean, std = self._through(posterior, self.raw.encode(media), spec).chunk(2, dim=-1)
+        return mean, std
+
+    def _through(self, run: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, spec: MediaSpec) -> Tensor:
+        """(B, N, ·) -> (B, N, ·) by a network. Where its blocks see only so far in time, long media go in parts,
+        each with as much before and after it as they see, which gives the same in bounded memory."""
+        positions = spec.positions().to(tokens.device).expand(len(tokens), -1, -1)
+        (times, *places), window = spec.grid, self.model.window
+        if window is None or times <= AT_ONCE:
+            return run(tokens, positions)
+        reach, each = self.model.size("depth") * (window - 1), math.prod(places)
+        parts = []
+        for start in range(0, times, AT_ONCE):
+            first, stop = max(0, start - reach), min(times, start + AT_ONCE)
+            last = stop if self.model.causal else min(times, stop + reach)
+            some = slice(first * each, last * each)
+            parts.append(run(tokens[:, some], positions[:, some])[:, (start - first) * each : (stop - first) * each])
+        return torch.cat(parts, dim=1)
 
 
 def _checkpoint(path: Path) -> Path:
