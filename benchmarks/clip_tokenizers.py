@@ -17,6 +17,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from djepa_mm.evaluate.distance import psnr_db, ssim
 from djepa_mm.recipe.tokenizer import load_tokenizer_recipe
 from djepa_mm.tokenizers.trained import TrainedConfig
 from djepa_mm.training.tokenizer import train_tokenizer
+from djepa_mm.types import BrokenItem
 
 Trained = tuple[Callable[[Tensor], Tensor], float, int, int]
 
@@ -135,7 +137,10 @@ def theirs(name: str, compression: int, out: Path, minutes: float) -> Trained:
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1, (step + 1) / 20) * max(0.02, (1 + math.cos(math.pi * done)) / 2)
         index = int(torch.randint(len(source), (), generator=generator))
-        clip = source.read(index).media[None]  # type: ignore[union-attr]
+        try:
+            clip = source.read(index).media[None]  # type: ignore[union-attr]
+        except BrokenItem:  # shorter than that
+            continue
         back, posterior = network(clip, True)
         error = back - clip
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
@@ -157,7 +162,8 @@ def held_out(out: Path) -> Iterator[Tensor]:
     overrides = {"data.root": str(out / "held-out"), "data.window": "middle"}
     source = load_tokenizer_recipe("clips-tokens", overrides).data.build()
     for index in range(len(source)):  # type: ignore[arg-type]
-        yield source.read(index).media  # type: ignore[union-attr]
+        with suppress(BrokenItem):
+            yield source.read(index).media  # type: ignore[union-attr]
 
 
 def main() -> None:
