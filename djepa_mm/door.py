@@ -25,8 +25,9 @@ from djepa_mm.generation.pipeline import Pipeline, with_sampling
 from djepa_mm.generation.request import Request
 from djepa_mm.layout import EXTENSIONS
 from djepa_mm.ranks import launched, local_device
+from djepa_mm.recipe.kinds import forget_schemas
 from djepa_mm.recipe.load import Overrides, load_recipe
-from djepa_mm.recipe.schema import Recipe, schema_class
+from djepa_mm.recipe.schema import Recipe
 from djepa_mm.runs.log import run_console
 from djepa_mm.training.callbacks import Callback
 from djepa_mm.training.djepa import train as train_djepa
@@ -272,7 +273,7 @@ def extend(folder: Path | str) -> None:
         own = root / name.split(".")[-1]
         if own.is_dir():
             importlib.import_module(f"djepa_mm.{name}").__path__.append(str(own))
-    schema_class.cache_clear()
+    forget_schemas()
 
 
 def find_device(name: torch.device | str) -> torch.device:

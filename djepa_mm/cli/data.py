@@ -19,21 +19,21 @@ def fetch_data(
     set_: SetOption = None,
 ) -> None:
     """Download or make the corpus of a recipe, e.g. ljspeech or spoken-digits."""
-    from djepa_mm.recipe.load import load_recipe
+    from djepa_mm.recipe.kinds import load_any
 
     overrides = [*(set_ or []), *([f"data.root={out}"] if out else [])]
     with progress_bar("fetching") as progress:
-        typer.echo(load_recipe(recipe, overrides).data.fetch(progress))
+        typer.echo(load_any(recipe, overrides).data.fetch(progress))
 
 
 @app.command("check")
 def check_data(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Read every item of a recipe's corpus and report the broken ones; exit code 1 where there are any."""
     from djepa_mm.data.check import check_corpus
-    from djepa_mm.recipe.load import load_recipe
+    from djepa_mm.recipe.kinds import load_any
 
     with progress_bar("reading") as progress:
-        table, healthy = check_corpus(load_recipe(recipe, set_ or []), progress)
+        table, healthy = check_corpus(load_any(recipe, set_ or []), progress)
     console().print(table)
     if not healthy:
         raise typer.Exit(1)
@@ -48,10 +48,10 @@ def pack_data(
 ) -> None:
     """Write the corpus of a recipe as WebDataset's shards, shuffled, with an index; broken items are named."""
     from djepa_mm.data.pack import pack
-    from djepa_mm.recipe.load import load_recipe
+    from djepa_mm.recipe.kinds import load_any
 
     with progress_bar("packing") as progress:
-        packed = pack(load_recipe(recipe, set_ or []), out, int(shard_size * 1e6), progress)
+        packed = pack(load_any(recipe, set_ or []), out, int(shard_size * 1e6), progress)
     typer.echo(f"{packed.items:,} items in {packed.shards:,} shards: {out}")
     for name, reason in packed.broken.items():
         typer.echo(f"left out, broken: {name}: {reason}", err=True)

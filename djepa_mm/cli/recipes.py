@@ -32,9 +32,10 @@ def show_recipe(
     from djepa_mm.recipe.packaged import find_recipe
 
     if resolved or set_:
-        from djepa_mm.recipe.load import dump_recipe, load_recipe
+        from djepa_mm.recipe.kinds import load_any
+        from djepa_mm.recipe.load import dump_recipe
 
-        typer.echo(dump_recipe(load_recipe(recipe, set_ or [])), nl=False)
+        typer.echo(dump_recipe(load_any(recipe, set_ or [])), nl=False)
     else:
         path = find_recipe(recipe)
         try:
@@ -65,9 +66,9 @@ def copy_recipe(
 @app.command("validate")
 def validate_recipe(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Check a recipe without running it."""
-    from djepa_mm.recipe.load import load_recipe
+    from djepa_mm.recipe.kinds import load_any
 
-    typer.echo(f"{load_recipe(recipe, set_ or []).name}: valid")
+    typer.echo(f"{load_any(recipe, set_ or []).name}: valid")
 
 
 @app.command("schema")

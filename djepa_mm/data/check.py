@@ -10,8 +10,10 @@ from typing import Any
 from rich.table import Table
 from torch import Tensor
 
+from djepa_mm.conditions.none import NoConditionConfig
 from djepa_mm.data.reading import KeptCorpus
 from djepa_mm.data.streams import open_corpus
+from djepa_mm.recipe.kinds import AnyRecipe, with_tokenizer
 from djepa_mm.recipe.schema import Recipe
 from djepa_mm.types import ConditionKind, Entry, MediaSpec, Progress, Source, Stream, Tokenizer, UserError
 
@@ -35,12 +37,14 @@ def check_media(source: Source | Stream, tokenizer: Tokenizer) -> None:
         raise UserError(f"data gives {given}, the tokenizer takes {taken}: {advice}")
 
 
-def check_corpus(recipe: Recipe, progress: Progress) -> tuple[Table, bool]:
-    """Table to print, and whether every item can be read."""
-    source, tokenizer, condition = recipe.data.build(), recipe.tokenizer.build(), recipe.condition.build()
+def check_corpus(recipe: AnyRecipe, progress: Progress) -> tuple[Table, bool]:
+    """Table to print, and whether every item can be read. Raises UserError for a recipe without a tokenizer."""
+    recipe = with_tokenizer(recipe)
+    source, tokenizer = recipe.data.build(), recipe.tokenizer.build()
+    condition = (recipe.condition if isinstance(recipe, Recipe) else NoConditionConfig(kind="none")).build()
     check_media(source, tokenizer)
     if isinstance(source, KeptCorpus):
-        source.check(recipe, tokenizer)
+        source.check(recipe.tokenizer, tokenizer)
     condition.bind(source)
     lenient = recipe.batch.model_copy(update={"max_broken_share": 1.0})
     corpus = open_corpus(source, tokenizer, condition, lenient)

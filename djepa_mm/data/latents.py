@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from djepa_mm.data.batches import Encoded, tokenizer_draws
-from djepa_mm.recipe.schema import TOKENS_FREE, Recipe, schema_class
+from djepa_mm.recipe.schema import TOKENS_FREE, schema_class
 from djepa_mm.types import BrokenItem, Entry, Item, MediaSpec, Source, SourceConfig, Tokenizer, UserError, WayTo
 
 FORMAT = 1
@@ -254,17 +254,17 @@ class Latents:
     def _encoded_corpus(self) -> Source:
         return cast(Source, self.original.build())  # a stream is not encoded
 
-    def check(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
-        """Raises UserError where the recipe's tokenizer would give other tokens than those that are kept."""
-        there, here = _section("tokenizer", self.about["tokenizer"], self.root), recipe.tokenizer
-        theirs, ours = (one.model_dump(exclude=TOKENS_FREE | {"sample"}) for one in (there, here))
+    def check(self, section: Any, tokenizer: Tokenizer) -> None:
+        """Raises UserError where the tokenizer, of that section of a recipe, would give other tokens than are kept."""
+        there = _section("tokenizer", self.about["tokenizer"], self.root)
+        theirs, ours = (one.model_dump(exclude=TOKENS_FREE | {"sample"}) for one in (there, section))
         if found := difference("tokenizer", theirs, ours):
             raise self._stale(*found)
         if tokenizer_draws(tokenizer) and not self.about["kept"]["deviation"]:
             raise self._stale("tokenizer.sample", False, True)
         weights = weights_hash(tokenizer)
         if self.about["weights"] != weights:
-            raise self._stale("the weights of tokenizer.model", _short(self.about["weights"]), _short(weights))
+            raise self._stale("the tokenizer's weights", _short(self.about["weights"]), _short(weights))
 
     def check_statistics(self, tokenizer: Tokenizer) -> None:
         """Raises UserError where a run that goes on has learned others than those the tokens were made by."""

@@ -18,7 +18,7 @@ from djepa_mm.data.cache import made_whole
 from djepa_mm.data.corpus import KnowsSizes
 from djepa_mm.data.reading import FewReadings, KeptCorpus, draws
 from djepa_mm.data.sources.shards import INDEX, TENSOR
-from djepa_mm.recipe.schema import Recipe
+from djepa_mm.recipe.kinds import AnyRecipe, with_tokenizer
 from djepa_mm.runs.files import written_to
 from djepa_mm.types import BrokenItem, Item, Progress, Stream, UserError
 
@@ -47,13 +47,14 @@ class _Shard:
         return {"name": self.name, "items": self.items, "sizes": sizes, "seconds": round(self.seconds, 3)}
 
 
-def pack(recipe: Recipe, out: Path, shard_bytes: int, progress: Progress) -> Packed:
+def pack(recipe: AnyRecipe, out: Path, shard_bytes: int, progress: Progress) -> Packed:
     """Write the corpus of a recipe into the folder `out`, in an order that its seed draws: whole or not at all.
 
     Every item is read once, so that broken ones are left out. A file is packed as it is, and once, whatever its
     windows; sizes, crops and the like are for the recipe that reads the shards. Raises UserError."""
     from webdataset import TarWriter
 
+    recipe = with_tokenizer(recipe)
     source = recipe.data.build()
     if isinstance(source, Stream | KeptCorpus):
         raise UserError(f"data.source {recipe.data.source}: it lies in shards already; copy them")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from djepa_mm.data.batches import Content, Encoded, deaf_to_interrupts, encode, leave_interrupts
 from djepa_mm.data.drawing import BEFORE, drawing, item_seed, one_of
-from djepa_mm.recipe.schema import Recipe
 from djepa_mm.types import BrokenItem, Item, Source, Tokenizer, UserError
 
 READINGS = 2  # purpose of a seed: of one of several readings that are kept
@@ -59,8 +58,8 @@ class KeptCorpus(Kept, Protocol):
 
     statistics: Mapping[str, Tensor]
 
-    def check(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
-        """Raises UserError where the recipe's tokenizer would give other tokens than those that are kept."""
+    def check(self, section: Any, tokenizer: Tokenizer) -> None:
+        """Raises UserError where the tokenizer, of that section of a recipe, would give other tokens than are kept."""
         ...
 
     def check_statistics(self, tokenizer: Tokenizer) -> None:

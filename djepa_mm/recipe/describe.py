@@ -16,20 +16,29 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from djepa_mm.core.djepa import Networks, Stack
+from djepa_mm.media.mel import LogMel
 from djepa_mm.recipe.build import build_model
+from djepa_mm.recipe.kinds import AnyRecipe
 from djepa_mm.recipe.schema import Recipe
-from djepa_mm.types import ConditionKind, Extent, UserError
+from djepa_mm.recipe.tokenizer import TokenizerRecipe
+from djepa_mm.recipe.vocoder import VocoderRecipe
+from djepa_mm.speech.vocoders.fourier import FourierVocoder
+from djepa_mm.tokenizers.autoencoder import Autoencoder
+from djepa_mm.types import ConditionKind, Extent, MediaSpec, Tokenizer, UserError
 
 EXAMPLE_S = 5.0  # duration that stands for an item where items vary in length
+FP32 = 4  # bytes of a number
+USUAL_RATE_HZ = 22_050  # of sounds; a vocoder has as many parameters at any
 
 
-def describe(recipe: Recipe) -> Table:
+def describe(recipe: AnyRecipe) -> Table:
     """Parameters by part, tokens, FLOPs and memory, as a table to print."""
+    if isinstance(recipe, TokenizerRecipe):
+        return _describe_tokenizer(recipe)
+    if isinstance(recipe, VocoderRecipe):
+        return _describe_vocoder(recipe)
     tokenizer, condition = recipe.tokenizer.build(), _condition(recipe)
-    try:
-        spec, item = tokenizer.spec_for(), "an item"
-    except UserError:
-        spec, item = tokenizer.spec_for(Extent(duration_s=EXAMPLE_S)), f"an item of {EXAMPLE_S:g} s"
+    spec, item = _example(tokenizer)
     with torch.device("meta"):
         online = build_model(recipe, tokenizer, condition).online
 
@@ -49,12 +58,8 @@ def describe(recipe: Recipe) -> Table:
     table.add_row("positions, input and output layers", f"{total - sum(counts.values()):,}")
     table.add_row("parameters in all", f"{total:,}", end_section=True)
 
-    t, h, w = spec.grid
     length = recipe.condition.buffer_tokens + condition.usual_length
-    table.add_row(f"tokens in {item} (t × h × w)", f"{spec.num_tokens:,} ({t} × {h} × {w})")
-    table.add_row("channels of a token", f"{tokenizer.token_dim:,}")
-    numbers = spec.num_tokens * tokenizer.token_dim
-    table.add_row("compression, numbers of the media for one of its tokens'", f"{math.prod(spec.shape) / numbers:.3g}")
+    _add_tokens(table, spec, item, tokenizer.token_dim)
     table.add_row("condition tokens of a usual item", f"{length:,}", end_section=True)
 
     passes = Passes(online, tokenizer.token_dim, length)
@@ -65,7 +70,7 @@ def describe(recipe: Recipe) -> Table:
         _si(sample_flops(recipe, passes, spec.num_tokens), "FLOP"),
         end_section=True,
     )
-    states = 4 * total  # bytes of one fp32 copy
+    states = FP32 * total  # bytes of one copy
     items = recipe.batch.size
     if recipe.batch.tokens is not None:
         items = max(1, min(items, recipe.batch.tokens // spec.num_tokens))
@@ -74,6 +79,56 @@ def describe(recipe: Recipe) -> Table:
     table.add_row(f"memory: activations, batch of {items} (estimate)", _si(activations, "B"))
     table.add_row("memory: weights to sample", _si(states, "B"))
     return table
+
+
+def _describe_tokenizer(recipe: TokenizerRecipe) -> Table:
+    raw, channels = recipe.tokenizer.build(), recipe.model.channels
+    spec, item = _example(raw)
+    with torch.device("meta"):
+        network = Autoencoder(raw.token_dim, recipe.model)
+        positions = spec.positions()[None]
+    counts = {name: sum(p.numel() for p in network.get_submodule(name).parameters()) for name in ("encoder", "decoder")}
+    total = sum(p.numel() for p in network.parameters())
+    table = Table("part", "value", title=f"{recipe.name}: {total / 1e6:,.1f} M parameters")
+    table.columns[1].justify = "right"
+    for name, count in counts.items():
+        table.add_row(name, f"{count:,}")
+    table.add_row("parameters in all", f"{total:,}", end_section=True)
+    table.add_row("numbers of a raw token", f"{raw.token_dim:,}")
+    _add_tokens(table, spec, item, channels)
+    for what, run, numbers in (("encode", network.posterior, raw.token_dim), ("decode", network.decode, channels)):
+        flops = _counted(partial(run, positions=positions), (1, spec.num_tokens, numbers))
+        table.add_row(f"FLOPs to {what} an item", _si(flops, "FLOP"))
+    table.add_section()
+    table.add_row("memory: weights, averages, gradients, AdamW", _si(5 * FP32 * total, "B"))
+    return table
+
+
+def _describe_vocoder(recipe: VocoderRecipe) -> Table:
+    convention = LogMel(USUAL_RATE_HZ).convention
+    with torch.device("meta"):
+        total = sum(p.numel() for p in FourierVocoder(convention, recipe.model).parameters())
+    table = Table("part", "value", title=f"{recipe.name}: {total / 1e6:,.1f} M parameters")
+    table.columns[1].justify = "right"
+    table.add_row("parameters in all", f"{total:,}")
+    table.add_row("memory: weights, averages, gradients, AdamW", _si(5 * FP32 * total, "B"))
+    return table
+
+
+def _example(tokenizer: Tokenizer) -> tuple[MediaSpec, str]:
+    """Size of a usual item, and what it is called."""
+    try:
+        return tokenizer.spec_for(), "an item"
+    except UserError:
+        return tokenizer.spec_for(Extent(duration_s=EXAMPLE_S)), f"an item of {EXAMPLE_S:g} s"
+
+
+def _add_tokens(table: Table, spec: MediaSpec, item: str, channels: int) -> None:
+    t, h, w = spec.grid
+    table.add_row(f"tokens in {item} (t × h × w)", f"{spec.num_tokens:,} ({t} × {h} × {w})")
+    table.add_row("channels of a token", f"{channels:,}")
+    compression = math.prod(spec.shape) / (spec.num_tokens * channels)
+    table.add_row("compression, numbers of the media for one of its tokens'", f"{compression:.3g}")
 
 
 def _condition(recipe: Recipe) -> ConditionKind[Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import yaml
@@ -20,6 +21,7 @@ from djepa_mm.types import Config, UserError
 
 Schema = TypeVar("Schema", bound=Config)
 Overrides = Sequence[str] | Mapping[str, Any]
+KINDS = ("tokenizer", "vocoder")  # of recipes that are not a model's
 MOST_BYTES = 1_000_000  # of a recipe's file
 MOST_NODES = 1_000_000  # words, lists and mappings of a recipe, with aliases written out
 LARGEST = 2**63 - 1  # whole number
@@ -88,17 +90,14 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Overrides = (
 
 def load_as(schema: type[Schema], source: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> Schema:
     """As `load_recipe`, for any kind of recipe. A file's top-level `kind` tells those that are not for D-JEPA."""
-    if isinstance(source, Mapping):
-        raw, origin = json.loads(_json(source)), "recipe"
-    else:
-        path = find_recipe(str(source))
-        raw, origin = _read(path), str(path)
-    if (kind := raw.get("kind")) is not None and "kind" not in schema.model_fields:
-        raise UserError(f"{origin}: a recipe of the kind {kind}; train it: djepa-mm {kind} train {source}")
-    if kind is None and "kind" in schema.model_fields:
-        raise UserError(f"{origin}: a recipe of a model; train it: djepa-mm train {source}")
+    raw, origin = read_source(source)
+    wanted = get_args(schema.model_fields["kind"].annotation)[0] if "kind" in schema.model_fields else None
+    if (kind := kind_of(raw, origin)) != wanted:
+        what, verb = ("a model", "train") if kind is None else (f"the kind {kind}", f"{kind} train")
+        name = "RECIPE" if isinstance(source, Mapping) else source
+        raise UserError(f"{origin}: a recipe of {what}; train it: djepa-mm {verb} {name}")
     if isinstance(overrides, Mapping):
-        changes = [(key, value, f"{key}={value!r}") for key, value in overrides.items()]
+        changes = [(key, deepcopy(value), f"{key}={value!r}") for key, value in overrides.items()]
     else:
         changes = [_parsed(override) for override in overrides]
     for key, value, shown in changes:
@@ -121,7 +120,19 @@ def _wants_text(schema: type[Config], raw: Mapping[str, Any], key: str) -> bool:
     return False
 
 
-def _read(path: Path) -> dict[str, Any]:
+def kind_of(raw: Mapping[str, Any], origin: str) -> str | None:
+    """What a recipe's top-level `kind` says; None for a model's. Raises UserError for one that there is not."""
+    kind = raw.get("kind")
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"{origin}: kind: expected {' or '.join(KINDS)}, or none for a model, got {kind!r}")
+    return kind
+
+
+def read_source(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """A recipe as plain data, and what an error names as its file."""
+    if isinstance(source, Mapping):
+        return json.loads(_json(source)), "recipe"
+    path = find_recipe(str(source))
     try:
         if (size := path.stat().st_size) > MOST_BYTES:
             raise UserError(f"{path}: {size:,} bytes, and no recipe has more than {MOST_BYTES:,}; is it another file?")
@@ -132,7 +143,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {error}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, not {type(raw).__name__}")
-    return raw
+    return raw, str(path)
 
 
 def parse_recipe(schema: type[Schema], raw: Mapping[str, Any], origin: str, overridden: Sequence[str] = ()) -> Schema:

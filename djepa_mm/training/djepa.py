@@ -95,7 +95,7 @@ class DJEPATask:
         """The corpus gives what the tokenizer takes; learned positions need media of one size."""
         check_media(source, tokenizer)
         if isinstance(source, KeptCorpus):
-            source.check(self.recipe, tokenizer)
+            source.check(self.recipe.tokenizer, tokenizer)
         if self.recipe.model.fixed_grid and tokenizer.fixed is None:
             kind = self.recipe.model.positions
             raise UserError(f"model.positions is {kind}, but this tokenizer's media vary in size: set it to rotary")

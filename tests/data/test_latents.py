@@ -352,7 +352,7 @@ def test_other_settings_and_other_weights_are_refused(stale: tuple[Recipe, Path]
     with pytest.raises(UserError, match=r"made with tokenizer\.kind 'kl-vae', here it is 'patches'"):
         begin(recipe, tokenizer={"kind": "patches", "patch": 2, "size": [SIZE, SIZE]})
     save_vae(tmp_path / "vae", seed=1)
-    with pytest.raises(UserError, match=r"made with the weights of tokenizer\.model '\w+', here it is '\w+'"):
+    with pytest.raises(UserError, match=r"made with the tokenizer's weights '\w+', here it is '\w+'"):
         begin(recipe)
 
 
