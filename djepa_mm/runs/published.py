@@ -263,11 +263,12 @@ def import_model(
     if checkpoints(out / "checkpoints"):
         raise UserError(f"{out}: holds a run already; choose another folder: --out")
     pieces, condition = _expected(recipe, classes)
+    if recipe.tokenizer.build().state():
+        raise _unpublished(recipe)
     found = read_published(path)
     for tensors in (found.plain, found.averaged):
         _check(path, tensors, pieces, recipe)
     averaged, plain = (_to_ours(tensors, pieces) for tensors in (found.kept(kept), found.plain))
-    learned = {f"{TOKENIZER}.{name}": tensor for name, tensor in recipe.tokenizer.build().state().items()}
     generator = torch.Generator().manual_seed(recipe.run.seed)
     text = dump_recipe(recipe)
     written = save_checkpoint(
@@ -275,7 +276,7 @@ def import_model(
         text,
         {"step": 0, "seconds": 0.0, "cursor": {"epoch": 0, "batch": 0}, "condition": condition},
         {
-            "averaged": averaged | learned,
+            "averaged": averaged,
             "online": plain,
             "training": {"random.generator": generator.get_state()},
         },
@@ -293,12 +294,19 @@ def export_model(run: Path, family: Family, out: Path, *, kept: Kept = "averaged
     recipe = load_recipe(checkpoint / "recipe.yaml")
     if (own := family_of(recipe)) != family:
         raise UserError(f"--to {family}: {run} is of {own}'s layout; export it: --to {own}")
-    tensors = {
-        name: tensor
-        for name, tensor in read_tensors(checkpoint, "averaged" if kept == "averaged" else "online").items()
-        if not name.startswith(f"{TOKENIZER}.")
-    }
+    tensors = read_tensors(checkpoint, "averaged")
+    if any(name.startswith(f"{TOKENIZER}.") for name in tensors):
+        raise _unpublished(recipe)
+    if kept == "plain":
+        tensors = read_tensors(checkpoint, "online")
     _save(out, [piece.to_theirs(tensors) for piece in model_pieces(family, shapes_of(tensors))])
+
+
+def _unpublished(recipe: Recipe) -> UserError:
+    return UserError(
+        f"tokenizer.kind {recipe.tokenizer.kind} learns of its corpus what brings tokens to unit variance, and the "
+        "authors' files have no place for it: runs on a VAE's latents go there and back"
+    )
 
 
 def class_names(path: Path) -> list[str]:
