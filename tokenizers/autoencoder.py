@@ -22,6 +22,7 @@ from djepa_mm.types import Config
 
 # Width, blocks of each half, and heads; large is about the size of KL-16's autoencoder
 PRESETS = {"tiny": (128, 2, 4), "small": (192, 3, 6), "base": (384, 6, 6), "large": (512, 10, 8)}
+NARROWEST = 6  # head: two numbers turn on each of three axes
 LOG_VARIANCE = (-20.0, 10.0)  # bounds, as in latent diffusion's code
 
 
@@ -34,7 +35,7 @@ class AutoencoderConfig(Config):
     depth: Annotated[int, Field(ge=0, le=200)] | None = None
     """Blocks of the encoder, and as many of the decoder."""
     heads: PositiveInt | None = None
-    channels: PositiveInt
+    channels: Annotated[int, Field(gt=0, le=65_536)]
     """Numbers of a token."""
     bottleneck: Literal["kl", "sphere"] = "kl"
     """kl: a normal distribution for each number, drawn from in training. sphere: tokens of one length, as in SphereAR
@@ -51,8 +52,11 @@ class AutoencoderConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> AutoencoderConfig:
         width, heads = self.size("width"), self.size("heads")
-        if width % heads or width // heads % 2:
-            raise ValueError(f"model.width {width} does not divide into {heads} heads of an even width: change either")
+        if width % heads or width // heads % 2 or width // heads < NARROWEST:
+            raise ValueError(
+                f"model.width {width} does not divide into model.heads {heads} of an even width from {NARROWEST} on: "
+                "change either"
+            )
         return self
 
     def size(self, name: str) -> int:

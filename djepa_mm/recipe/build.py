@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from djepa_mm.core.djepa import DJEPA, Positions, Size
 from djepa_mm.core.heads.diffusion import DiffusionHead
@@ -71,6 +73,13 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, condition: ConditionKind[A
 
 def check_memory(recipe: Recipe, tokenizer: Tokenizer, condition: ConditionKind[Any], device: torch.device) -> None:
     """Raises UserError where the device has less memory, even if nothing else is in it, than the networks take."""
+    what = "model and head: the networks and their averages"
+    keys = "model.preset, or look at model.width, model.depth, head.width, head.blocks and tokenizer.size"
+    check_room(lambda: build_model(recipe, tokenizer, condition), device, what, keys)
+
+
+def check_room(build: Callable[[], nn.Module], device: torch.device, what: str, keys: str) -> None:
+    """As `check_memory`, of any network. what, keys: for the error, of which a smaller one is chosen."""
     if device.type == "cuda":
         there: float = torch.cuda.get_device_properties(device).total_memory
     elif hasattr(os, "sysconf"):
@@ -79,15 +88,14 @@ def check_memory(recipe: Recipe, tokenizer: Tokenizer, condition: ConditionKind[
         there = math.inf
     try:
         with torch.device("meta"):
-            model = build_model(recipe, tokenizer, condition)
+            model = build()
         needed: float = sum(p.numel() * p.element_size() for p in model.parameters())
     except (RuntimeError, OverflowError):  # sizes that torch cannot count
         needed = math.inf
     if needed > there:
         raise UserError(
-            f"model and head: the networks and their averages take {needed / 1e9:,.0f} GB, and {device} has "
-            f"{there / 1e9:,.0f} GB: choose a smaller model.preset, or look at model.width, model.depth, head.width, "
-            "head.blocks and tokenizer.size (djepa-mm info counts)"
+            f"{what} take {needed / 1e9:,.0f} GB, and {device} has {there / 1e9:,.0f} GB: choose a smaller {keys} "
+            "(djepa-mm info counts)"
         )
 
 

@@ -55,6 +55,11 @@ class ModelConfig(Config):
             raise ValueError(f"model.width {width} does not divide into model.heads {heads}: choose a multiple")
         if width // heads % 2 and self.positions != "learned":
             raise ValueError(f"rotary positions need heads of an even width, not {width // heads}")
+        if width // heads < 2 * len(self.axes) and self.positions != "learned":
+            raise ValueError(
+                f"rotary positions on {len(self.axes)} axes need heads of a width from {2 * len(self.axes)} on, not "
+                f"{width // heads}: change model.width, model.heads or model.axes"
+            )
         if self.head_positions and not self.fixed_grid:
             raise ValueError(
                 "model.head_positions is a table over a fixed grid: set model.positions to learned or both"

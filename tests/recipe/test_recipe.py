@@ -8,12 +8,17 @@ import torch
 from support import ROOT, ten_classes
 
 from djepa_mm.recipe.build import build_model, build_sampler, check_memory
+from djepa_mm.recipe.kinds import load_any
 from djepa_mm.recipe.load import dump_recipe, load_recipe, parse_value
 from djepa_mm.recipe.packaged import find_recipe, packaged_recipes
-from djepa_mm.recipe.schema import schema_class
-from djepa_mm.types import UserError
+from djepa_mm.recipe.schema import Recipe, schema_class
+from djepa_mm.recipe.tokenizer import TokenizerRecipe, load_tokenizer_recipe
+from djepa_mm.tokenizers.autoencoder import Autoencoder
+from djepa_mm.types import RawTokens, UserError
 
-RECIPES = sorted(name for name, path in packaged_recipes().items() if "\nkind: vocoder" not in path.read_text())
+KINDS = {name: type(load_any(name)) for name in packaged_recipes()}
+RECIPES = sorted(name for name, kind in KINDS.items() if issubclass(kind, Recipe))
+TOKENIZERS = sorted(name for name, kind in KINDS.items() if issubclass(kind, TokenizerRecipe))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -25,6 +30,25 @@ def test_every_recipe_loads_and_builds(name: str) -> None:
         model = build_model(recipe, tokenizer, ten_classes(recipe))
     assert sum(p.numel() for p in model.online.parameters()) > 1e6
     assert build_sampler(recipe).ar_steps == recipe.sample.steps
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_every_tokenizer_loads_and_builds(name: str, tmp_path: Path) -> None:
+    recipe = load_tokenizer_recipe(name)
+    assert recipe.name == name
+    raw = recipe.tokenizer.build()
+    assert isinstance(raw, RawTokens)
+    assert recipe.model.channels < raw.token_dim
+    with torch.device("meta"):
+        assert sum(p.numel() for p in Autoencoder(raw.token_dim, recipe.model).parameters()) > 1e5
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    assert load_any(tmp_path / "recipe.yaml") == recipe
+
+
+def test_data_given_in_python_are_left_as_they_were() -> None:
+    changes = {"optim": {"steps": 3, "lr": 0.1}, "optim.steps": 4}
+    assert load_recipe("digits", changes).optim.steps == 4
+    assert changes["optim"] == {"steps": 3, "lr": 0.1}
 
 
 def test_the_recipes_that_the_readme_names_are_there() -> None:
@@ -163,6 +187,8 @@ def test_impossible_combinations() -> None:
         load_recipe("digits", ["sample.guidance=2", "condition.drop=0.0"])
     with pytest.raises(UserError, match="rotary"):
         load_recipe("spoken-digits", ["model.positions=learned"])
+    with pytest.raises(UserError, match=r"rotary positions on 3 axes need heads of a width from 6 on, not 4: change"):
+        load_recipe("digits", ["model.positions=rotary", "model.width=16", "model.heads=4"])
     with pytest.raises(UserError, match=r"mask\.start 0\.5 needs mask\.horizon"):
         load_recipe("digits", ["mask.start=0.5"])
     with pytest.raises(UserError, match="lies on the axis t"):
