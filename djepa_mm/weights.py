@@ -70,7 +70,7 @@ def find_checkpoint(path: Path) -> Path:
     else:
         found = checkpoints(path / "checkpoints")
     if not found:
-        raise UserError(f"{path}: this folder has no checkpoint yet; train first: djepa-mm train RECIPE --out {path}")
+        raise UserError(f"{path}: this folder has no checkpoint yet; train first, into it: --out {path}")
     if not (recipe := found[-1] / "recipe.yaml").is_file():
         raise _damaged(recipe, FileNotFoundError("no such file"))
     return found[-1]

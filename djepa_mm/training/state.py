@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -79,6 +79,16 @@ class TrainState:
     def load(self, checkpoint: Path) -> None:
         """The way back. Raises UserError where the checkpoint is damaged or of another model."""
         state = read_state(checkpoint)
+        for name, facts in self.facts.items():
+            if name == "corpus" and name not in state:  # of older ones
+                continue
+            try:
+                facts.load_state(state[name])
+            except UserError as error:
+                raise UserError(f"{checkpoint / 'state.json'}: {error}") from None
+            except (KeyError, TypeError, AttributeError) as error:
+                where = checkpoint / "state.json"
+                raise UserError(f"{where}: not of this kind of run (its {name}: {error!r})") from None
         for file, parts in self.parts(checkpoint).items():
             found = read_tensors(checkpoint, file)
             for prefix in sorted(parts, key=len, reverse=True):  # the weights, which have none, take what is left
@@ -90,16 +100,6 @@ class TrainState:
                 except (KeyError, TypeError, ValueError, RuntimeError) as error:
                     where = checkpoint / f"{file}.safetensors"
                     raise UserError(f"{where}: not of this kind of run ({error!r})") from None
-        for name, facts in self.facts.items():
-            if name == "corpus" and name not in state:  # of older ones
-                continue
-            try:
-                facts.load_state(state[name])
-            except UserError as error:
-                raise UserError(f"{checkpoint / 'state.json'}: {error}") from None
-            except (KeyError, TypeError, AttributeError) as error:
-                where = checkpoint / "state.json"
-                raise UserError(f"{where}: not of this kind of run (its {name}: {error!r})") from None
         try:
             self.step, self.seconds, self.cursor = state["step"], state["seconds"], Cursor(**state["cursor"])
         except (KeyError, TypeError) as error:
@@ -195,17 +195,18 @@ class RandomStates:
 
 @dataclass
 class Constant:
-    """What cannot change within a run."""
+    """What cannot change within a run, but for the keys that are free to."""
 
     value: Mapping[str, Any]
     name: str
+    free: Set[str] = frozenset()
 
     def state(self) -> Mapping[str, Any]:
         return self.value
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         for key, here in self.value.items():
-            if state[key] != here:
+            if key not in self.free and state[key] != here:
                 raise UserError(f"its {self.name}.{key} is {state[key]!r}, here {here!r}; make them agree")
 
 

@@ -196,7 +196,7 @@ def test_mistakes_are_told_in_one_line(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--set loss.spectrum: unknown key .*did you mean 'spectral'"):
         recipe(corpus, "loss.spectrum=1")
     run(recipe(corpus, "optim.steps=1"), tmp_path / "run")
-    with pytest.raises(UserError, match="the weights do not fit the recipe"):
+    with pytest.raises(UserError, match=r"its model\.width is 16, here 24; make them agree"):
         run(recipe(corpus, "optim.steps=2", "model={width: 24, blocks: 1}"), tmp_path / "run", resume=True)
     (tmp_path / "no.wav").write_text("not sound")
     soundfile.write(tmp_path / "short.wav", np.zeros(100), RATE_HZ)
