@@ -8,20 +8,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from djepa_mm.kinds import sections
 from djepa_mm.moments import UnitVariance
 from djepa_mm.tokenizers.autoencoder import Autoencoder, AutoencoderConfig
-from djepa_mm.types import USUAL, Config, Extent, MediaSpec, Tokenizer, UserError
+from djepa_mm.types import USUAL, Config, Extent, MediaSpec, Pinned, Tokenizer, UserError
 from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_state, read_tensors
 
 TRAIN = "djepa-mm tokenizer train"
@@ -56,12 +54,19 @@ class Trained:
     def __init__(self, config: TrainedConfig) -> None:
         self.config = config
         self.checkpoint = _checkpoint(Path(config.path).expanduser())
-        recipe = _recipe(self.checkpoint)
+        self._state = read_state(self.checkpoint)
         if unknown := sorted(set(config.media) - set(CHANGEABLE)):
             raise UserError(f"tokenizer.media.{unknown[0]}: only {', '.join(CHANGEABLE)} may be other than in training")
-        self.model: AutoencoderConfig = _section(AutoencoderConfig, recipe["model"], self.checkpoint)
-        kinds: Any = sections("kind", "djepa_mm.tokenizers")
-        self.raw: Tokenizer = _section(kinds, recipe["tokenizer"] | config.media, self.checkpoint).build()
+        if not {"tokens", "size"} <= self._state.keys():
+            raise UserError(f"tokenizer.path: {self.checkpoint} holds no tokenizer; one is trained by: {TRAIN} RECIPE")
+        said = f"tokenizer.path: {self.checkpoint / 'state.json'}"
+        self.model: AutoencoderConfig = _section(AutoencoderConfig, self._state["size"], said)
+        tokens = _section(dict[str, Any], self._state["tokens"], said)
+        kinds = sections("kind", "djepa_mm.tokenizers")
+        raw = _section(kinds, tokens | config.media, "tokenizer.media" if config.media else said)
+        if isinstance(raw, Pinned):
+            raise UserError(f"{said}: it was trained on tokens of the kind {raw.kind}, which are not raw")
+        self.raw: Tokenizer = raw.build()
         if config.sample and self.model.bottleneck != "kl":
             raise UserError(f"tokenizer.sample: tokens of the bottleneck {self.model.bottleneck} are not drawn")
         if config.sha256 not in (None, self.weights_hash):
@@ -76,7 +81,7 @@ class Trained:
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 of the averaged weights' file."""
-        found = read_state(self.checkpoint).get("sha256", {}).get("averaged.safetensors")
+        found = self._state.get("sha256", {}).get("averaged.safetensors")
         if found is None:
             raise UserError(f"{self.checkpoint}: says no hash of its weights; train it again: {TRAIN}")
         return str(found)
@@ -85,9 +90,14 @@ class Trained:
     def network(self) -> Autoencoder:
         tensors, prefix = read_tensors(self.checkpoint, "averaged"), f"{TOKENIZER}."
         learned = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
-        network = Autoencoder(self.raw.token_dim, self.model)
-        load_weights(network, tensors, self.checkpoint / "averaged.safetensors")
-        self.raw.load_state(learned)
+        path = self.checkpoint / "averaged.safetensors"
+        with torch.device("meta"):  # so that no weights are drawn, which would move the random state of a run
+            network = Autoencoder(self.raw.token_dim, self.model)
+        load_weights(network, tensors, path, assign=True)
+        try:
+            self.raw.load_state(learned)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: holds no statistics of raw tokens ({error!r}); train it again: {TRAIN}") from None
         return network.requires_grad_(False).eval()
 
     @property
@@ -161,20 +171,10 @@ def _checkpoint(path: Path) -> Path:
     return find_checkpoint(path)
 
 
-def _recipe(checkpoint: Path) -> dict[str, Any]:
-    """Of the tokenizer's training, as it was written. Raises UserError where it is that of something else."""
-    path = checkpoint / "recipe.yaml"
-    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(recipe, dict) and recipe.get("kind") == "tokenizer":
-            return recipe
-    raise UserError(f"tokenizer.path: {checkpoint} holds no tokenizer; one is trained by: {TRAIN} RECIPE")
-
-
-def _section(schema: Any, value: Any, checkpoint: Path) -> Any:
+def _section(schema: Any, value: Any, where: str) -> Any:
     try:
         return TypeAdapter(schema).validate_json(json.dumps(value))
     except ValidationError as error:
-        wrong = error.errors()[0]
-        where = ".".join(str(part) for part in wrong["loc"])
-        raise UserError(f"tokenizer.path: {checkpoint / 'recipe.yaml'}: {where}: {wrong['msg']}") from None
+        wrong, kind = error.errors()[0], value.get("kind") if isinstance(value, dict) else None
+        key = "".join(f".{part}" for part in wrong["loc"] if part != kind)
+        raise UserError(f"{where}{key}: {wrong['msg']}") from None

@@ -12,10 +12,11 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from torch import Tensor
+from support import of_pictures, realistic, write_pictures
 
 from djepa_mm.data.check import check_media
 from djepa_mm.layout import part_folder
+from djepa_mm.training.tokenizer import train_tokenizer
 from djepa_mm.types import Config, Extent, MediaSpec, Tokenizer, UserError
 
 FOLDER = part_folder("tokenizers")
@@ -49,14 +50,30 @@ def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def tokenizer_run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small trained tokenizer, for those that take the `path` of one."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    root = write_pictures(folder / "pictures", *[(3, 16, 32)] * 8)
+    model = {"width": 12, "depth": 0, "heads": 2, "channels": 32}
+    recipe = of_pictures(
+        root, (16, 32), model=model, **{"optim.steps": 150, "optim.lr": 1e-2, "optim.ema_decay": 0.9,
+        "batch": {"size": 8, "cache": True}, "loss.kl": 0.0, "run.log_every": 150},
+    )  # fmt: skip
+    train_tokenizer(recipe, folder / "run")
+    return str(folder / "run")
+
+
 @pytest.fixture(params=CONFIGS, ids=lambda config: config.__name__)
-def config(request: pytest.FixtureRequest, vae_folder: str) -> Any:
+def config(request: pytest.FixtureRequest, vae_folder: str, tokenizer_run: str) -> Any:
     values: dict[str, Any] = {}
     for name, field in request.param.model_fields.items():
         if name in ("kind", "source"):
             values[name] = get_args(field.annotation)[0]
         elif name == "model":
             values[name] = vae_folder
+        elif name == "path":
+            values[name] = tokenizer_run
         elif field.is_required():
             assert field.examples, f"{request.param.__name__}.{name} is required: give it Field(examples=[...])"
             values[name] = field.examples[0]
@@ -76,14 +93,6 @@ def axes_of(wanted: MediaSpec) -> tuple[int, int, int]:
     axes = wanted.shape if len(wanted.shape) == 1 else wanted.shape[1:]  # (samples,), (H, W) or (T, H, W)
     t, h, w = {1: (*axes, 1, 1), 2: (1, *axes), 3: axes}[len(axes)]
     return t, h, w
-
-
-def realistic(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Media as it is in nature: neighbours alike, off-centre, far from unit variance. (2, *shape) in [-1, 1]."""
-    noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed))
-    for axis in range(1 if len(shape) == 1 else 2, noise.dim()):  # not along the batch, nor along colours
-        noise = sum(noise.roll(step, axis) for step in range(4)) / 4  # type: ignore[assignment]
-    return (0.3 * noise + 0.2 * (len(shape) > 1)).clamp(-1, 1)
 
 
 def test_media_and_tokens_have_the_shapes_that_the_spec_says(config: Any) -> None:
@@ -209,7 +218,8 @@ def test_media_have_one_size_or_any_that_tokens_fill(config: Any) -> None:
     height, width = wanted.shape[-2] + 2 * rows, wanted.shape[-1] + columns * (2 if columns % 2 else 1)
     with pytest.raises(UserError, match=rf"not {height}×{width}: leave the size out, or train with tokenizer\.vary$"):
         tokenizer.spec_for(Extent(size=(height, width)))
-    tokenizer = config.model_copy(update={"vary": True}).build()
+    vary = {"vary": True} if "vary" in type(config).model_fields else {"media": {"vary": True}}  # of its raw tokens
+    tokenizer = config.model_copy(update=vary).build()
     assert tokenizer.fixed is None
     assert tokenizer.spec_for() == wanted
     other = tokenizer.spec_for(Extent(size=(height, width)))
