@@ -48,7 +48,7 @@ class ReconstructionLossConfig(Config):
     """Distance of what the discriminator's layers see, relative to its size."""
     adversarial_from: Probability = 0.5
     """Share of the training after which there is a discriminator."""
-    discriminator_channels: PositiveInt = 32
+    discriminator_channels: Annotated[int, Field(gt=0, le=65_536)] = 32
 
     @model_validator(mode="after")
     def _check(self) -> ReconstructionLossConfig:

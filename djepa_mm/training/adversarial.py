@@ -45,12 +45,22 @@ class Deception:
     features: Tensor  # L1 distance of the layers' outputs, relative to the real ones'
 
 
-def deception(generated: Sequence[Sequence[Tensor]], real: Sequence[Sequence[Tensor]]) -> Deception:
-    """Of the layers' outputs, those of several discriminators or batches; the real ones without their gradient."""
+def deception(
+    generated: Sequence[Sequence[Tensor]], real: Sequence[Sequence[Tensor]], *, apart: bool = False
+) -> Deception:
+    """Of the layers' outputs, those of several discriminators or batches; the real ones without their gradient.
+
+    apart: a distance is relative to the outputs of its own item, not to those of the batch, so that it makes no
+    difference which items are in one."""
     verdict = torch.stack([functional.relu(1 - g[-1]).mean() for g in generated]).mean()
     pairs = [pair for g, r in zip(generated, real, strict=True) for pair in zip(g[:-1], r[:-1], strict=True)]
-    features = torch.stack([(g - r).abs().mean() / r.abs().mean().clamp_min(TINY) for g, r in pairs]).mean()
+    features = torch.stack([_distance(g, r, apart) for g, r in pairs]).mean()
     return Deception(verdict=verdict, features=features)
+
+
+def _distance(generated: Tensor, real: Tensor, apart: bool) -> Tensor:
+    axes = tuple(range(1 if apart else 0, real.dim()))
+    return ((generated - real).abs().mean(axes) / real.abs().mean(axes).clamp_min(TINY)).mean()
 
 
 def detection(generated: Sequence[Sequence[Tensor]], real: Sequence[Sequence[Tensor]]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn import functional
 from djepa_mm.errors import UserError
 
 LEAST = 32  # pixels on a side that networks can do with; smaller pictures are enlarged
+ANY_SIZE = "interpolate_pos_encoding"  # of networks that otherwise take one size alone
 
 
 class PerceptualLoss(nn.Module):
@@ -25,34 +26,42 @@ class PerceptualLoss(nn.Module):
     def __init__(self, folder: str, device: torch.device) -> None:
         """Raises UserError where the folder holds no such model with safetensors weights."""
         super().__init__()
-        path = Path(folder).expanduser()
         try:
-            from transformers import AutoImageProcessor, AutoModel
-
-            self.network: Any = AutoModel.from_pretrained(path, use_safetensors=True, local_files_only=True)
-            processor = AutoImageProcessor.from_pretrained(path, local_files_only=True, use_fast=False)
-            mean, std = (torch.tensor(getattr(processor, name)) for name in ("image_mean", "image_std"))
+            from transformers import AutoModel, ImageProcessingMixin
+            from transformers.utils import logging
         except ImportError:
             raise UserError("loss.perceptual needs transformers: pip install transformers") from None
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        path, here = Path(folder).expanduser(), {"local_files_only": True}
+        try:
+            self.network: Any
+            self.network, loaded = AutoModel.from_pretrained(
+                path, use_safetensors=True, output_loading_info=True, **here
+            )
+            if missing := sorted(name for name in loaded["missing_keys"] if "pooler" not in name):  # comes behind all
+                raise ValueError(f"the weights lack {missing[0]}")
+            processor, _ = ImageProcessingMixin.get_image_processor_dict(path, **here)
+            for name in ("mean", "std"):
+                self.register_buffer(name, torch.tensor(processor[f"image_{name}"])[:, None, None])
+            known = inspect.signature(self.network.forward).parameters
+            self.options = {ANY_SIZE: True} if ANY_SIZE in known else {}
+            self.to(device).requires_grad_(False).eval()
+            with torch.no_grad():
+                self._states(torch.zeros(1, 1, LEAST, LEAST, device=device))
+        except Exception as error:  # a network of others may fail with anything
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(
                 f"loss.perceptual_network: no vision model with safetensors weights and preprocessor_config.json in "
                 f"{folder!r} ({reason})"
             ) from None
-        self.register_buffer("mean", mean[:, None, None])
-        self.register_buffer("std", std[:, None, None])
-        self.to(device).requires_grad_(False).eval()
 
-    def forward(self, made: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
-        """Batches of pictures (B, C, H, W) in [-1, 1], each of both -> a scalar."""
-        losses = []
-        for ours, theirs in zip(made, real, strict=True):
-            with torch.no_grad():
-                seen = self._states(theirs)
-            pairs = zip(self._states(ours), seen, strict=True)
-            losses.append(torch.stack([(a - b).square().sum(1).mean() for a, b in pairs]).mean())
-        return torch.stack(losses).mean()
+    def forward(self, made: Tensor, real: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) in [-1, 1] -> a scalar."""
+        with torch.no_grad():
+            seen = self._states(real)
+        pairs = zip(self._states(made), seen, strict=True)
+        return torch.stack([(a - b).square().sum(1).mean() for a, b in pairs]).mean()
 
     def _states(self, pictures: Tensor) -> list[Tensor]:
         """Hidden states (B, channels, …), of unit length over their channels."""
@@ -60,7 +69,8 @@ class PerceptualLoss(nn.Module):
             scale = LEAST / min(pictures.shape[-2:])
             pictures = functional.interpolate(pictures, scale_factor=scale, mode="bilinear")
         pictures = (pictures.expand(-1, 3, -1, -1).float() + 1) / 2
-        states = self.network((pictures - self.mean) / self.std, output_hidden_states=True).hidden_states
+        pictures = (pictures - self.mean) / self.std
+        states = self.network(pictures, output_hidden_states=True, **self.options).hidden_states
         # of a convolutional network (B, channels, h, w), of a transformer (B, tokens, channels)
         laid = [state if state.dim() == 4 else state.transpose(1, 2) for state in states]
         return [functional.normalize(state.float(), dim=1) for state in laid]

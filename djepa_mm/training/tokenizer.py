@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from itertools import islice
@@ -19,11 +20,15 @@ from djepa_mm.core.types import TokenBatch
 from djepa_mm.data.batches import Portion, Share
 from djepa_mm.data.check import check_media
 from djepa_mm.data.corpus import Corpus, Cursor
+from djepa_mm.data.drawing import BEFORE, drawing, item_seed
 from djepa_mm.data.reading import KeptCorpus
 from djepa_mm.data.streams import open_corpus
 from djepa_mm.errors import UserError
 from djepa_mm.media.sheet import sheet
 from djepa_mm.ranks import current, joined, restarts
+from djepa_mm.recipe.build import check_room
+from djepa_mm.recipe.load import recipe_data
+from djepa_mm.recipe.schema import TOKENS_FREE
 from djepa_mm.recipe.tokenizer import TokenizerRecipe
 from djepa_mm.tokenizers.autoencoder import Autoencoder, Disturbance, Reconstruction
 from djepa_mm.training.adversarial import PatchDiscriminator, deception, detection
@@ -40,6 +45,7 @@ from djepa_mm.weights import TOKENIZER, checkpoints
 
 TERMS = ("squared", "absolute", "kl", "perceptual", "verdict", "features")
 Grid = tuple[int, int, int]
+Alike = Mapping[Grid, Sequence[int]]  # rows of a batch by the grid of their items' tokens
 
 
 class TokenizerTask:
@@ -64,6 +70,12 @@ class TokenizerTask:
                 f"loss.perceptual, loss.verdict and loss.features look at pictures, and the tokens of the kind "
                 f"{recipe.tokenizer.kind} show none: set them to 0"
             )
+        check_room(
+            lambda: Autoencoder(raw.token_dim, recipe.model),
+            device,
+            "model: the encoder and the decoder",
+            "model.preset, or look at model.width, model.depth and the size of the raw tokens",
+        )
         torch.manual_seed(recipe.run.seed)
         self.raw: Tokenizer = raw
         self.online = Autoencoder(raw.token_dim, recipe.model).to(device)
@@ -71,17 +83,14 @@ class TokenizerTask:
         networks = nn.ModuleDict({"autoencoder": self.online})
         optimizers = build_optimizers(self.online, recipe.optim)
         self.groups = {"autoencoder": Group(module=self.online, optimizers=optimizers)}
-        partly = bool(loss.denoise and loss.denoise.until < 1) or recipe.model.bottleneck == "sphere"
-        self.wrapped = wrap(self.online, recipe.compute, self.ranks, device, unused=partly or not loss.denoise)
+        settles = loss.denoise is not None and loss.denoise.until < 1
+        self.wrapped = wrap(self.online, recipe.compute, self.ranks, device, unused=settles)
         self.discriminator: nn.Module | None = None
         if loss.adversarial:
-            shown = self._pictures(torch.zeros(1, 1, raw.token_dim, device=device), [(1, 1, 1)])
+            shown = self._pictures(torch.zeros(1, 1, raw.token_dim, device=device), {(1, 1, 1): [0]})
             judge = PatchDiscriminator(shown[0].shape[1], loss.discriminator_channels).to(device)
             networks["discriminator"] = judge
-            optim = recipe.optim
-            theirs: list[torch.optim.Optimizer] = [
-                torch.optim.AdamW(judge.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
-            ]
+            theirs = build_optimizers(judge, recipe.optim)
             self.groups["discriminator"] = Group(module=judge, optimizers=theirs)
             self.discriminator = wrap(judge, recipe.compute, self.ranks, device, unused=False)
             optimizers = optimizers + theirs
@@ -98,8 +107,9 @@ class TokenizerTask:
             device=device,
             tensors={TOKENIZER: raw},
             facts={
-                "tokens": Constant({"raw": recipe.tokenizer.kind, "numbers": raw.token_dim}, "tokenizer"),
-                "size": Constant(recipe.model.model_dump(mode="json"), "model"),
+                "tokens": Constant(recipe_data(recipe.tokenizer), "tokenizer", free=TOKENS_FREE),
+                "size": Constant(recipe_data(recipe.model), "model"),
+                "optim": Constant({"optimizer": recipe.optim.optimizer}, "optim"),
                 "corpus": SameCorpus(self.corpus.identity()),
             },
         )
@@ -110,7 +120,7 @@ class TokenizerTask:
     def prepare(self, progress: Progress) -> None:
         if self.recipe.batch.cache:
             self.corpus.fill_cache(progress)
-        self.examples = list(self._examples(self.recipe.run.samples))
+        self.examples = list(self._examples(self.recipe.run.samples)) if self.ranks.first else []
 
     def batches(self, cursor: Cursor) -> Iterator[tuple[list[Portion | None], Cursor]]:
         return self.corpus.batches(cursor, self.share)
@@ -125,6 +135,8 @@ class TokenizerTask:
         chance = self._draw(whole, progress)
         judged = self.discriminator is not None and progress >= self.recipe.loss.adversarial_from
         terms = {}
+        if self.discriminator is not None:
+            terms["detection"] = torch.zeros((), device=self.device)
         if judged:
             terms["detection"] = self._detect(batch, whole, chance, update)
         sums = torch.zeros(len(TERMS), device=self.device)
@@ -159,37 +171,41 @@ class TokenizerTask:
             divergence = 0.5 * (found.mean.square() + variance - 1 - variance.log())
             terms["kl"] = divergence.mean(-1)[valid].sum() / among
         if self.perceptual is not None or judged:
-            grids = grids_of(batch)
-            share = int(valid.sum()) / among
-            made, real = self._pictures(found.tokens, grids), self._pictures(batch.tokens, grids)
+            groups = alike(batch)
+            shares = nothing.new_tensor(shares_of(groups, among))
+            made, real = self._pictures(found.tokens, groups), self._pictures(batch.tokens, groups)
             if self.perceptual is not None:
-                terms["perceptual"] = self.perceptual(made, real) * share
+                distances = [self.perceptual(*pair) for pair in zip(made, real, strict=True)]
+                terms["perceptual"] = torch.stack(distances) @ shares
             if judged:
-                assert self.discriminator is not None
+                judge = self.groups["discriminator"].module
                 with torch.no_grad():
-                    theirs = self._judge(real)
-                judge = self.groups["discriminator"].module.requires_grad_(False)
-                verdicts = deception(judge(made), theirs)
+                    theirs = judge(real)
+                judge.requires_grad_(False)
+                ours = judge(made)
                 judge.requires_grad_(True)
-                terms["verdict"], terms["features"] = verdicts.verdict * share, verdicts.features * share
+                found_out = [deception([one], [other], apart=True) for one, other in zip(ours, theirs, strict=True)]
+                for name in ("verdict", "features"):
+                    terms[name] = torch.stack([getattr(one, name) for one in found_out]) @ shares
         return terms
 
     def _detect(self, batch: Sequence[Portion | None], whole: Whole, chance: Disturbance, update: Update) -> Tensor:
         """One step of the discriminator -> its loss."""
-        assert self.discriminator is not None
-        total = torch.zeros((), device=self.device)
+        discriminator, total = self.discriminator, torch.zeros((), device=self.device)
+        assert discriminator is not None
 
         def losses() -> Iterator[Tensor]:
             for n, part in enumerate(batch):
                 tokens, own, share = self._own(part, whole, chance)
                 with torch.no_grad(), autocast(self.optim, self.device):
                     found: Reconstruction = self.online(tokens.tokens, tokens.positions, tokens.valid, own)
-                grids = grids_of(tokens)
-                made, real = self._pictures(found.tokens, grids), self._pictures(tokens.tokens, grids)
-                with gradients_stay_here(self.discriminator, n < len(batch) - 1):  # type: ignore[arg-type]
-                    seen = self.discriminator([*made, *real])  # type: ignore[misc]
-                    loss = detection(seen[: len(made)], seen[len(made) :])
-                    loss = loss * share * int(tokens.valid.sum()) / whole.tokens
+                groups = alike(tokens)
+                made, real = self._pictures(found.tokens, groups), self._pictures(tokens.tokens, groups)
+                with gradients_stay_here(discriminator, n < len(batch) - 1):
+                    seen = discriminator([*made, *real])
+                    pairs = zip(seen[: len(made)], seen[len(made) :], strict=True)
+                    shares = total.new_tensor(shares_of(groups, whole.tokens))
+                    loss = share * (torch.stack([detection([one], [other]) for one, other in pairs]) @ shares)
                     total.add_(loss.detach())
                     yield loss * self.ranks.world
 
@@ -197,15 +213,11 @@ class TokenizerTask:
         self.ranks.add(total)
         return total
 
-    def _judge(self, pictures: Sequence[Tensor]) -> list[list[Tensor]]:
-        found: list[list[Tensor]] = self.groups["discriminator"].module(pictures)
-        return found
-
     def _own(self, part: Portion | None, whole: Whole, chance: Disturbance) -> tuple[TokenBatch, Disturbance, float]:
         """What of the batch a part learns from, and 1; of one that nothing could be read of, something, and 0."""
         if part is None:
             spare = self.dealt.spare
-            return spare, undisturbed(spare, self.recipe.model.channels), 0.0
+            return spare, undisturbed(spare, self.recipe.model.channels, settled=chance.settled), 0.0
         rows = whole.rows(part)
         return part.batch, chance if rows is None else chance.of(rows, part.batch.valid.shape[1]), 1.0
 
@@ -234,19 +246,16 @@ class TokenizerTask:
         return Disturbance(noise=noise, hidden=rank < ratio[:, None] * whole.valid.sum(1, keepdim=True), share=share,
                            other=other)  # fmt: skip
 
-    def _pictures(self, tokens: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+    def _pictures(self, tokens: Tensor, groups: Alike) -> list[Tensor]:
         """(B, N, P) -> pictures of all items, those of one size together."""
         assert isinstance(self.raw, RawTokens)
-        alike: dict[Grid, list[int]] = defaultdict(list)
-        for n, grid in enumerate(grids):
-            alike[grid].append(n)
-        return [self.raw.pictures(tokens[rows, : grid[0] * grid[1] * grid[2]], grid) for grid, rows in alike.items()]
+        return [self.raw.pictures(tokens[rows, : math.prod(grid)], grid) for grid, rows in groups.items()]
 
     # --- what shows how well it has learned
 
     def write_samples(self, folder: Path, stem: str, progress: Progress) -> list[Path]:
         """A sheet of media, each above what came back of it; sounds as files too."""
-        if not self.ranks.first or not self.examples:
+        if not self.examples:
             return []
         folder.mkdir(exist_ok=True)
         media, files = self.raw.media, [folder / f"{stem}.png"]
@@ -281,7 +290,8 @@ class TokenizerTask:
         indices = range(0, len(source), max(1, len(source) // count))[:count]
         for index in indices:
             try:
-                media = source.read(index).media
+                with drawing(item_seed(self.recipe.run.seed, BEFORE, index)):
+                    media = source.read(index).media
                 self.raw.spec_of(tuple(media.shape))
             except (BrokenItem, UserError):
                 continue
@@ -293,17 +303,25 @@ class TokenizerTask:
         return Report(items=self.corpus.items, broken=broken, left_out=left_out)
 
 
-def grids_of(batch: TokenBatch) -> list[Grid]:
-    """Of its items' tokens on (t, h, w), from their positions."""
+def alike(batch: TokenBatch) -> Alike:
+    """Its items by their grids, which their positions tell."""
     last = batch.positions.masked_fill(~batch.valid[..., None], 0).amax(1).long() + 1
-    return [(t, h, w) for t, h, w in last.tolist()]
+    groups: dict[Grid, list[int]] = defaultdict(list)
+    for n, (t, h, w) in enumerate(last.tolist()):
+        groups[t, h, w].append(n)
+    return groups
 
 
-def undisturbed(batch: TokenBatch, channels: int) -> Disturbance:
+def shares_of(groups: Alike, among: int) -> list[float]:
+    """Of each group, the share of so many tokens."""
+    return [len(rows) * math.prod(grid) / among for grid, rows in groups.items()]
+
+
+def undisturbed(batch: TokenBatch, channels: int, *, settled: bool) -> Disturbance:
     count, longest = batch.valid.shape
-    nothing = batch.tokens.new_zeros(count, longest, channels)
-    hidden = torch.zeros_like(batch.valid)
-    return Disturbance(noise=nothing, hidden=hidden, share=batch.tokens.new_zeros(count), other=nothing)
+    nothing, hidden = batch.tokens.new_zeros(count, longest, channels), torch.zeros_like(batch.valid)
+    share = batch.tokens.new_zeros(count)
+    return Disturbance(noise=nothing, hidden=hidden, share=share, other=nothing, settled=settled)
 
 
 def train_tokenizer(

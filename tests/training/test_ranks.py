@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT
+from support import ROOT, SMALL_TOKENIZER
 
 import djepa_mm
 from djepa_mm.core.djepa import Draws, Losses
@@ -21,9 +21,11 @@ from djepa_mm.data.batches import Share
 from djepa_mm.errors import UserError
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.recipe.load import load_recipe
+from djepa_mm.recipe.tokenizer import load_tokenizer_recipe
 from djepa_mm.training.dealt import places
 from djepa_mm.training.djepa import DJEPATask
 from djepa_mm.training.loop import Trainer
+from djepa_mm.training.tokenizer import train_tokenizer
 from djepa_mm.weights import find_checkpoint, read_tensors
 
 SMALL = {
@@ -32,13 +34,20 @@ SMALL = {
     "optim.schedule": "constant", "optim.ema_schedule": "constant", "optim.warmup_steps": 2, "run.log_every": 1,
     "run.sample_every": None, "run.samples": 4,
 }  # fmt: skip
+TOKENIZER = {  # with all that comes in within a run; without the eps, AdamW makes much of gradients of rounding
+    **SMALL_TOKENIZER, "batch.size": 10, "optim.steps": 6, "optim.eps": 1e-3, "loss.denoise": {"until": 0.6},
+    "loss.verdict": 0.1, "loss.features": 0.1, "loss.adversarial_from": 0.4,
+}  # fmt: skip
 TOGETHER = """
-import json, sys
+import json, pathlib, sys
 import djepa_mm
 from djepa_mm.ranks import joined
+from djepa_mm.recipe.tokenizer import load_tokenizer_recipe
+from djepa_mm.training.tokenizer import train_tokenizer
 with joined():
     for out, overrides, resume in json.loads(sys.argv[1]):
         djepa_mm.train(djepa_mm.load_recipe("digits", overrides), out, resume=resume, device="cpu", progress=False)
+    train_tokenizer(load_tokenizer_recipe("digits-tokens", json.loads(sys.argv[2])), pathlib.Path("tokenizer"))
 """
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 CLOSE = 1e-5
@@ -48,10 +57,9 @@ def rows(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def agree(one: Path, other: Path) -> bool:
+def agree(one: Path, other: Path, terms: Sequence[str] = ("generation", "prediction", "gradient_norm")) -> bool:
     """Losses and gradients, at every step."""
     ours, theirs = rows(one), rows(other)
-    terms = ("generation", "prediction", "gradient_norm")
     pairs = [(a[name], b[name]) for a, b in zip(ours, theirs, strict=True) for name in terms]
     return all(a == pytest.approx(b, rel=CLOSE) for a, b in pairs)
 
@@ -70,13 +78,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of two processes: DDP to the end, FSDP2 to its sixth step, with a batch in parts."""
+    """Runs of two processes: DDP to the end, FSDP2 to its sixth step, with a batch in parts; and a tokenizer's."""
     folder = tmp_path_factory.mktemp("together")
     runs = [
         ("ddp", {**SMALL, "optim.steps": 12}, False),
         ("fsdp", {**SMALL, "optim.steps": 6, "compute.shard": True, "compute.accumulate": 2}, False),
     ]
-    command = [*TORCHRUN, "--no-python", sys.executable, "-c", TOGETHER, json.dumps(runs)]
+    command = [*TORCHRUN, "--no-python", sys.executable, "-c", TOGETHER, json.dumps(runs), json.dumps(TOKENIZER)]
     result = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder
@@ -87,6 +95,24 @@ def test_two_processes_learn_what_one_does(alone: Path, together: Path) -> None:
     ours, theirs = (read_tensors(find_checkpoint(run), "averaged") for run in (alone, together / "ddp"))
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_two_processes_learn_the_tokenizer_that_one_does(together: Path, tmp_path: Path) -> None:
+    """Also in parts; and one goes on with what two have learned."""
+    recipe = load_tokenizer_recipe("digits-tokens", {**TOKENIZER, "compute.accumulate": 2})
+    train_tokenizer(recipe, tmp_path / "alone")
+    terms = ("squared", "absolute", "kl", "verdict", "features", "detection", "gradient_norm")
+    assert agree(tmp_path / "alone", together / "tokenizer", terms)
+    assert rows(together / "tokenizer")[-1]["detection"] > 0
+    ours, theirs = (
+        read_tensors(find_checkpoint(run), "online") for run in (tmp_path / "alone", together / "tokenizer")
+    )
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-6)
+    further = {**TOKENIZER, "optim.steps": 7}
+    assert (
+        train_tokenizer(load_tokenizer_recipe("digits-tokens", further), together / "tokenizer", resume=True).step == 7
+    )
 
 
 def test_sharded_in_two_and_then_gone_on_alone(alone: Path, together: Path) -> None:
