@@ -21,8 +21,12 @@ from unittest import mock
 
 SMALL = {
     "model.width": 32, "model.depth": 1, "model.heads": 2, "head.width": 32, "head.blocks": 1, "head.steps": 2,
-    "batch.size": 8, "sample.steps": 2, "run.samples": 4, "run.sample_every": None, "run.log_every": 2,
-    "optim.steps": 4, "optim.minutes": None, "optim.precision": "fp32",
+    "batch.size": 8, "batch.cache": False, "sample.steps": 2, "run.samples": 4, "run.sample_every": None,
+    "run.log_every": 2, "optim.steps": 4, "optim.minutes": None, "optim.precision": "fp32",
+}  # fmt: skip
+SMALL_TOKENIZER = {
+    "model.width": 12, "model.depth": 0, "model.heads": 2, "batch.size": 8, "batch.cache": False, "optim.steps": 4,
+    "optim.minutes": None,
 }  # fmt: skip
 SMALL_VOCODER = {"model.width": 16, "model.blocks": 1, "batch.size": 2, "optim.steps": 2, "optim.minutes": None}
 ELSEWHERE = (  # what CI and the developer run, before or beside the tests
@@ -91,8 +95,9 @@ def shortened() -> Iterator[None]:
     """While it lasts, whatever is trained is trained shortly."""
     from djepa_mm import door
     from djepa_mm.recipe.load import load_recipe, recipe_data
+    from djepa_mm.recipe.tokenizer import load_tokenizer_recipe
     from djepa_mm.recipe.vocoder import load_vocoder_recipe
-    from djepa_mm.training import djepa, vocoder
+    from djepa_mm.training import djepa, tokenizer, vocoder
 
     def train(recipe: Any, *arguments: Any, **options: Any) -> Any:
         small: dict[str, Any] = {**SMALL}
@@ -102,12 +107,16 @@ def shortened() -> Iterator[None]:
             small["tokenizer.vocoder.iterations"] = 4
         return djepa.train(load_recipe(recipe_data(recipe), small), *arguments, **options)
 
-    real = vocoder.train_vocoder
+    def shorter(real: Any, load: Any, small: Any) -> Any:
+        return lambda recipe, *arguments, **options: real(load(recipe_data(recipe), small), *arguments, **options)
 
-    def train_vocoder(recipe: Any, *arguments: Any, **options: Any) -> Any:
-        return real(load_vocoder_recipe(recipe_data(recipe), SMALL_VOCODER), *arguments, **options)
-
-    with mock.patch.object(door, "train_djepa", train), mock.patch.object(vocoder, "train_vocoder", train_vocoder):
+    of_tokenizers = shorter(tokenizer.train_tokenizer, load_tokenizer_recipe, SMALL_TOKENIZER)
+    of_vocoders = shorter(vocoder.train_vocoder, load_vocoder_recipe, SMALL_VOCODER)
+    with (
+        mock.patch.object(door, "train_djepa", train),
+        mock.patch.object(tokenizer, "train_tokenizer", of_tokenizers),
+        mock.patch.object(vocoder, "train_vocoder", of_vocoders),
+    ):
         yield
 
 

@@ -91,6 +91,15 @@ def test_python_page(readme_runs: Path, tmp_path: Path) -> None:
         assert (tmp_path / name).is_file(), name
 
 
+def test_learned_tokens_page(tmp_path: Path) -> None:
+    shown = run_page_in(tmp_path, DOCS / "learned-tokens.md")
+    assert "clips-tokens: valid" in shown
+    assert re.search(r"compression[^│]*│ +24 │", shown)
+    for run in ("digits", "digits-learned"):
+        assert "sha256: " in (tmp_path / "runs" / run / "recipe.yaml").read_text("utf-8")
+    assert list((tmp_path / "runs" / "digits" / "generated").glob("00*-7.png"))
+
+
 def test_extending_page(tmp_path: Path) -> None:
     shown = run(tmp_path, "-m", "examples", DOCS / "extending.md")  # in a process of its own, which is extended
     assert "tones: valid" in shown
