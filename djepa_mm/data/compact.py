@@ -18,12 +18,15 @@ class Packed(Sequence[V]):
 
     def __init__(self, values: Iterable[V] = ()) -> None:
         self.block, self.ends = bytearray(), array("q")
-        for value in values:
-            self.append(value)
+        self.extend(values)
+
+    def extend(self, values: Iterable[V]) -> None:
+        parts, end = [pickle.dumps(value, protocol=5) for value in values], len(self.block)
+        self.ends.extend(end := end + len(part) for part in parts)
+        self.block += b"".join(parts)
 
     def append(self, value: V) -> None:
-        self.block += pickle.dumps(value, protocol=5)
-        self.ends.append(len(self.block))
+        self.extend((value,))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -35,9 +38,9 @@ class Packed(Sequence[V]):
     def __getitem__(self, index: int | slice) -> V | list[V]:
         if isinstance(index, slice):
             return [self[n] for n in range(len(self))[index]]
-        number = range(len(self))[index]
-        # nothing but what `append` wrote in this run, which never lies in a file
-        value: V = pickle.loads(memoryview(self.block)[self.ends[number - 1] if number else 0 : self.ends[number]])
+        start = 0 if index in (0, -len(self.ends)) else self.ends[index - 1]
+        # nothing but what this class wrote in this run, which never lies in a file
+        value: V = pickle.loads(self.block[start : self.ends[index]])
         return value
 
 
@@ -48,17 +51,23 @@ class Alike(MutableMapping[int, V], Generic[V]):
         self.codes = array("q", [NONE]) * size  # which of `kept` each is
         self.kept: list[V] = []
         self._known: dict[V, int] = {}
+        self._last = 0  # code of the value that was set last
         self._count = 0
 
     def __setitem__(self, index: int, value: V) -> None:
+        if not self.kept or value is not self.kept[self._last]:  # neighbours mostly have the same
+            self._last = self._code(value)
+        self._count += self.codes[index] == NONE
+        self.codes[index] = self._last
+
+    def _code(self, value: V) -> int:
         try:
             code = self._known.setdefault(value, len(self.kept))
         except TypeError:  # not hashable
             code = len(self.kept)
         if code == len(self.kept):
             self.kept.append(value)
-        self._count += self.codes[index] == NONE
-        self.codes[index] = code
+        return code
 
     def __getitem__(self, index: int) -> V:
         if not 0 <= index < len(self.codes) or (code := self.codes[index]) == NONE:

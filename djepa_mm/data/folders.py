@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator
@@ -72,10 +72,11 @@ def is_held_out(name: str, share: float) -> bool:
 
 def moment_of(file: str, pattern: str) -> str:
     """A file's folder, and the groups that the pattern finds in its name, else all that it finds, else its name."""
-    path = PurePosixPath(file)
-    found = re.search(pattern, path.stem)
-    moment = path.stem if found is None else "/".join(group or "" for group in found.groups()) or found[0]
-    return f"{path.parent}/{moment}"
+    folder, _, name = file.rpartition("/")
+    stem = os.path.splitext(name)[0]
+    found = re.search(pattern, stem)
+    moment = stem if found is None else "/".join(group or "" for group in found.groups()) or found[0]
+    return f"{folder or '.'}/{moment}"
 
 
 def class_of(file: str) -> str:
@@ -106,10 +107,10 @@ def find_files(root: Path, suffixes: tuple[str, ...], known: tuple[str, ...] = (
     files: list[str] = []
     left_out: Counter[str] = Counter()
     for file, reason in _walk(str(root), "", ()):
-        suffix = os.path.splitext(file)[1].lower()
-        if reason is None and suffix not in suffixes:
+        if reason is None and not file.lower().endswith(suffixes):
             if file in known:
                 continue
+            suffix = os.path.splitext(file)[1].lower()
             reason = f"files that end in {suffix}" if suffix else "files without a suffix"
         if reason is None:
             files.append(file)
@@ -121,7 +122,6 @@ def find_files(root: Path, suffixes: tuple[str, ...], known: tuple[str, ...] = (
         if len(inside) < len(files):
             left_out["outside of the class folders"] = len(files) - len(inside)
         files = inside
-    files.sort(key=lambda file: file.split("/"))
     return Found(files=Packed(files), classes=tuple(classes), left_out=dict(left_out))
 
 
@@ -131,8 +131,9 @@ def printable(name: str) -> str:
 
 
 def _walk(root: str, folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str | None]]:
-    """Files below `root`/`folder`, relative to `root`, each with the reason why it is left out, or None; likewise
-    folders that are not entered. folder: "" or ends in a slash. above: identities of the folders on the way."""
+    """Files below `root`/`folder`, relative to `root` and in order, each with the reason why it is left out, or None;
+    likewise folders that are not entered. folder: "" or ends in a slash. above: identities of the folders on the way.
+    """
     try:
         place = os.stat(os.path.join(root, folder))
         entries = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name)

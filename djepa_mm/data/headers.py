@@ -23,6 +23,7 @@ THREADS = 8
 AT_ONCE = 4096  # files handed to the threads together, so that not every file has a task of its own at once
 
 Row = TypeVar("Row", bound=tuple[Any, ...])  # of what JSON gives back as it was
+Stamp = tuple[int, int]  # size in bytes and time of change in ns
 ReadAll = Callable[[Sequence[Path]], Iterable[Row | str]]
 
 
@@ -33,24 +34,27 @@ def read_headers(root: Path, files: Sequence[str], read: ReadAll[Row], *, kind: 
     the other. read: reads many, in their order. kind: names what is read and in which version; other readings of the
     same files have an index of their own."""
     index = corpus_folder("headers", f"{kind} {root.absolute()}").with_suffix(".jsonl")
-    known = _load(index)
+    known: dict[str, tuple[Stamp, Row]] = _load(index)
+    folder = str(root)
     found: Packed[Row | str] = Packed()
-    stamps: list[list[int] | None] = []
+    stamps: list[Stamp | None] = []
     fresh = False
     for start in range(0, len(files), AT_ONCE):
         names = files[start : start + AT_ONCE]
-        now = [_stamp(f"{root}/{name}") for name in names]
-        held = [known.get(name) for name in names]
-        missing = [n for n, one in enumerate(held) if one is None or one[0] != now[n]]
+        now = [_stamp(folder, name) for name in names]
         stamps += now
-        read_now = dict(zip(missing, read([root / names[n] for n in missing]), strict=True))
-        fresh = fresh or any(not isinstance(row, str) for row in read_now.values())
-        for n, one in enumerate(held):
-            found.append(read_now[n] if n in read_now else tuple(one[1]))  # type: ignore[arg-type,index]  # held
+        held = (known.get(name, (None, None)) for name in names)
+        rows: list[Row | str | None]
+        rows = [row if then == stamp else None for (then, row), stamp in zip(held, now, strict=True)]
+        missing = [n for n, row in enumerate(rows) if row is None]
+        for n, row in zip(missing, read([root / names[n] for n in missing]), strict=True):
+            rows[n] = row
+            fresh = fresh or not isinstance(row, str)
+        found.extend(row for row in rows if row is not None)  # none of them is by now
     if fresh:
         for name in files:
             known.pop(name, None)
-        others = ((name, *one) for name, one in known.items() if _stamp(f"{root}/{name}") == one[0])
+        others = ((name, *one) for name, one in known.items() if _stamp(folder, name) == one[0])
         try:
             _save(index, chain(zip(files, stamps, found, strict=True), others))
         except OSError as error:
@@ -58,7 +62,7 @@ def read_headers(root: Path, files: Sequence[str], read: ReadAll[Row], *, kind: 
     return found
 
 
-def _save(index: Path, rows: Iterable[tuple[str, list[int] | None, Row | str]]) -> None:
+def _save(index: Path, rows: Iterable[tuple[str, Stamp | None, Row | str]]) -> None:
     index.parent.mkdir(parents=True, exist_ok=True)
     partial = index.with_suffix(f".{os.getpid()}")
     try:
@@ -71,12 +75,12 @@ def _save(index: Path, rows: Iterable[tuple[str, list[int] | None, Row | str]]) 
         partial.unlink(missing_ok=True)
 
 
-def _stamp(path: str) -> list[int] | None:
+def _stamp(folder: str, name: str) -> Stamp | None:
     try:
-        status = os.stat(path)
+        status = os.stat(os.path.join(folder, name))
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]
+    return status.st_size, status.st_mtime_ns
 
 
 def in_threads(read: Callable[[Path], Row]) -> ReadAll[Row]:
@@ -95,14 +99,14 @@ def in_threads(read: Callable[[Path], Row]) -> ReadAll[Row]:
     return read_all
 
 
-def _load(index: Path) -> dict[str, tuple[list[int], Any]]:
+def _load(index: Path) -> dict[str, tuple[Stamp, Any]]:
     """Stamp and row by file; nothing where the index is not there or not whole."""
 
-    def rows() -> Iterator[tuple[str, tuple[list[int], Any]]]:
+    def rows() -> Iterator[tuple[str, tuple[Stamp, Any]]]:
         with index.open(encoding="utf-8") as lines:
             for line in lines:
-                name, stamp, row = json.loads(line)
-                yield name, (stamp, row)
+                name, (size, time_ns), row = json.loads(line)
+                yield name, ((size, time_ns), tuple(row))  # lists would have Python's collector go round and round
 
     try:
         return dict(rows())

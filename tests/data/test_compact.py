@@ -15,8 +15,13 @@ def test_packed_values_come_back() -> None:
     assert packed[1:4] == values[1:4]
     assert (len(packed), len(Packed())) == (len(values), 0)
     assert list(pickle.loads(pickle.dumps(packed))) == values  # as when a process that reads is spawned
-    with pytest.raises(IndexError):
-        packed[len(values)]
+    for index in (len(values), -len(values) - 1):
+        with pytest.raises(IndexError):
+            packed[index]
+    assert packed[-len(values)] == values[0]
+    packed.extend(["more", 1])
+    packed.append(None)
+    assert list(packed) == [*values, "more", 1, None]
 
 
 def test_packed_names_take_little_more_than_their_letters() -> None:
