@@ -6,12 +6,16 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from djepa_mm.data import headers
 from djepa_mm.data.headers import in_threads, read_headers
+from djepa_mm.data.sources import ljspeech
 from djepa_mm.data.sources.image_folder import ImageFolder, ImageFolderConfig
+from djepa_mm.data.sources.ljspeech import LJSpeech, LJSpeechConfig
 from djepa_mm.errors import BrokenItem, Notice
 
 
@@ -134,3 +138,36 @@ def test_pictures_of_their_own_size_are_opened_once(tmp_path: Path, monkeypatch:
     assert [Path(path).name for path in opened] == ["4.png"]
     with pytest.raises(BrokenItem, match="not"):
         folder.shape(4)
+
+
+def test_recordings_are_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    wavs = tmp_path / "speech" / "wavs"
+    wavs.mkdir(parents=True)
+    for n in range(4):
+        soundfile.write(wavs / f"{n}.wav", np.zeros(8000 + n), 8000)
+    (wavs / "4.wav").write_text("no sound")
+    (wavs.parent / "metadata.csv").write_text("".join(f"{n}|text {n}\n" for n in (2, 0, 4, 3, 1, 5)))
+    config = LJSpeechConfig(source="ljspeech", root=str(wavs.parent), sample_rate_hz=8000)
+
+    def clips(source: LJSpeech) -> dict[str, int | str]:
+        found: dict[str, int | str] = {}
+        for n in range(len(source)):
+            try:
+                (found[source.entry(n).name],) = source.shape(n)
+            except BrokenItem as error:
+                found[source.entry(n).name] = str(error)
+        return found
+
+    first = clips(LJSpeech(config))
+    assert list(first) == ["2", "0", "4", "3", "1", "5"]
+    assert [first[name] for name in "0123"] == [8000, 8001, 8002, 8003]
+    opened: list[str] = []
+    real = ljspeech.sound_header
+    monkeypatch.setattr(ljspeech, "sound_header", lambda file: opened.append(Path(file.name).name) or real(file))
+    assert clips(LJSpeech(config)) == first
+    assert opened == ["4.wav"]  # what is broken is tried again
+    soundfile.write(wavs / "3.wav", np.zeros(9000), 8000)
+    assert clips(LJSpeech(config)) == {**first, "3": 9000}
+    assert sorted(opened[1:]) == ["3.wav", "4.wav"]
+    assert clips(LJSpeech(config.model_copy(update={"limit": 2}))) == {"2": 8002, "0": 8000}

@@ -10,10 +10,9 @@ import http.client
 import os
 import struct
 import tempfile
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, BinaryIO, Literal, NamedTuple
 
 import soundfile
 import torch
@@ -21,7 +20,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional
 
+from djepa_mm.data.compact import Packed
 from djepa_mm.data.folders import is_held_out
+from djepa_mm.data.headers import in_threads, read_headers
 from djepa_mm.types import BrokenItem, Entry, Item, Progress, SourceConfig, UserError
 
 SUFFIXES = (".wav", ".flac", ".WAV", ".FLAC")
@@ -60,14 +61,15 @@ class LJSpeechConfig(SourceConfig):
         return f"LJSpeech-1.1 is in {self.root}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Clip:
+class _Clip(NamedTuple):
+    """A line of metadata.csv, with its file's header."""
+
     name: str
-    path: Path | None = None
     text: str | None = None
+    file: str = ""  # in wavs/
+    broken: str = ""  # why the clip cannot be used
     frames: int = 0  # in the file, before resampling
     rate_hz: int = 1
-    broken: str | None = None  # why the clip cannot be used
 
 
 class LJSpeech:
@@ -80,28 +82,29 @@ class LJSpeech:
         self.config = config
         self.sample_rate_hz = config.sample_rate_hz
         root = Path(config.root).expanduser()
-        metadata = root / "metadata.csv"
+        metadata, self.wavs = root / "metadata.csv", root / "wavs"
         if not metadata.is_file():
             raise UserError(
                 f"data.root: no LJSpeech corpus at {root.absolute()}. Fetch it: djepa-mm data fetch ljspeech "
                 f"--out {config.root}; or train without it: djepa-mm train spoken-digits"
             )
+        lines = enumerate(metadata.read_bytes().splitlines(), start=1)
+        clips = [_clip(self.wavs, f"metadata.csv line {number}", line) for number, line in lines if line.strip()]
+        clips = [clip for clip in clips if clip.text is None or self._is_wanted(clip.text)]
+        files = [clip.file for clip in clips if not clip.broken]
+        headers = iter(read_headers(self.wavs, files, in_threads(_header), kind="sounds 1"))
         short, long = f"shorter than {config.min_duration_s:g} s", f"longer than {config.max_duration_s:g} s"
         self.left_out = {short: 0, long: 0}
-        self.clips: list[_Clip] = []
-        for number, line in enumerate(metadata.read_bytes().splitlines(), start=1):
+        self.clips: Packed[_Clip] = Packed()
+        for clip in clips:
             if len(self.clips) == config.limit:
                 break
-            if not line.strip():
-                continue
-            clip = _clip(root / "wavs", f"metadata.csv line {number}", line)
-            other_side = config.split == "train"
-            if clip.text is not None and is_held_out(letters(clip.text), config.held_out) == other_side:
-                continue
+            if not clip.broken:
+                clip = _with_header(clip, next(headers))
             duration_s = clip.frames / clip.rate_hz
-            if clip.broken is None and duration_s < config.min_duration_s:
+            if not clip.broken and duration_s < config.min_duration_s:
                 self.left_out[short] += 1
-            elif clip.broken is None and duration_s > config.max_duration_s:
+            elif not clip.broken and duration_s > config.max_duration_s:
                 self.left_out[long] += 1
             else:
                 self.clips.append(clip)
@@ -119,7 +122,7 @@ class LJSpeech:
 
     def entry(self, index: int) -> Entry:
         clip = self.clips[index]
-        return Entry(name=clip.name, path=clip.path, text=clip.text)
+        return Entry(name=clip.name, path=None if clip.broken else self.wavs / clip.file, text=clip.text)
 
     def shape(self, index: int) -> tuple[int, ...]:
         clip = self.clips[index]
@@ -130,12 +133,16 @@ class LJSpeech:
     def read(self, index: int) -> Item:
         self.shape(index)  # raises BrokenItem
         clip = self.clips[index]
-        assert clip.path is not None
         try:
-            with clip.path.open("rb") as file:
+            with (self.wavs / clip.file).open("rb") as file:
                 return Item(entry=self.entry(index), media=read_sound(file, clip.frames, self.sample_rate_hz))
         except OSError as error:
             raise BrokenItem(f"not readable ({error})") from error
+
+    def _is_wanted(self, text: str) -> bool:
+        """Whether it is on the side of `held_out` that is read."""
+        unseen = self.config.held_out > 0 and is_held_out(letters(text), self.config.held_out)
+        return unseen == (self.config.split == "held-out")
 
 
 def sound_header(file: BinaryIO) -> tuple[int, int]:
@@ -181,32 +188,42 @@ def resampled(frames: int, rate_hz: int, sample_rate_hz: int) -> int:
 
 def letters(text: str) -> str:
     """What a sentence is known by, wherever it stands."""
-    return "".join(c for c in text.lower() if c.isalpha())
+    return "".join(filter(str.isalpha, text.lower()))
 
 
 def _clip(wavs: Path, where: str, line: bytes) -> _Clip:
-    """One line of metadata.csv, with its file's header."""
+    """One line of metadata.csv, before its file's header is known."""
     try:
         name, *texts = line.decode("utf-8-sig").split("|")
     except UnicodeDecodeError:
-        return _Clip(name=where, broken="not UTF-8")
+        return _Clip(where, broken="not UTF-8")
     if not texts:
-        return _Clip(name=where, broken="no bar between id and text")
+        return _Clip(where, broken="no bar between id and text")
     name = name.strip()
     text = _text(texts)
     if text is None:
-        return _Clip(name=name, broken="no text")
-    path = _file(wavs, name)
-    if path is None:
-        return _Clip(name=name, text=text, broken=f"no {name}.wav or .flac in {wavs}")
+        return _Clip(name, broken="no text")
+    file = _file(wavs, name)
+    if file is None:
+        return _Clip(name, text, broken=f"no {name}.wav or .flac in {wavs}")
+    return _Clip(name, text, file)
+
+
+def _header(path: Path) -> tuple[int, int]:
+    """Samples of a file, and how many of them are a second. Raises BrokenItem."""
     try:
         with path.open("rb") as file:
-            frames, rate_hz = sound_header(file)
+            file.peek()  # side by side: libsndfile opens one file at a time
+            return sound_header(file)
     except OSError as error:
-        return _Clip(name=name, text=text, broken=f"not readable ({error})")
-    except BrokenItem as error:
-        return _Clip(name=name, text=text, broken=str(error))
-    return _Clip(name=name, path=path, text=text, frames=frames, rate_hz=rate_hz)
+        raise BrokenItem(f"not readable ({error})") from error
+
+
+def _with_header(clip: _Clip, header: tuple[int, int] | str) -> _Clip:
+    """header: or the reason why there is none."""
+    if isinstance(header, str):
+        return clip._replace(broken=header)
+    return clip._replace(frames=header[0], rate_hz=header[1])
 
 
 def _text(texts: list[str]) -> str | None:
@@ -223,12 +240,12 @@ def _text(texts: list[str]) -> str | None:
     return texts[-1].strip() or texts[0].strip() or None
 
 
-def _file(wavs: Path, name: str) -> Path | None:
-    """The file of an id, which may have its suffix already."""
+def _file(wavs: Path, name: str) -> str | None:
+    """The file of an id, which may have its suffix already; in `wavs`."""
     names = [name + suffix for suffix in SUFFIXES]
     if name.endswith(SUFFIXES):
         names += [name, *(name[: name.rindex(".")] + suffix for suffix in SUFFIXES)]
-    return next((path for path in (wavs / one for one in names) if path.exists()), None)
+    return next((file for file in names if os.path.exists(os.path.join(wavs, file))), None)
 
 
 def _lost_bytes(file: BinaryIO) -> int:

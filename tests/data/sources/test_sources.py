@@ -196,6 +196,15 @@ def test_ids_go_through_folders_and_may_have_their_suffix(tmp_path: Path) -> Non
             source.shape(n)
 
 
+def test_an_id_that_no_file_can_have_is_one_broken_clip(tmp_path: Path) -> None:
+    corpus(tmp_path, "A|a|a", f"{'B' * 300}|b|b")
+    soundfile.write(tmp_path / "wavs" / "A.wav", tone(0.5, 22050), 22050)
+    source = speech(tmp_path)
+    assert source.shape(0) == (11025,)
+    with pytest.raises(BrokenItem, match=r"^no B+\.wav or \.flac in "):
+        source.shape(1)
+
+
 def test_a_mark_of_utf_8_is_no_part_of_an_id_and_utf_16_is_named(tmp_path: Path) -> None:
     corpus(tmp_path, b"\xef\xbb\xbfA|caf\xc3\xa9|caf\xc3\xa9\r")
     soundfile.write(tmp_path / "wavs" / "A.wav", tone(0.5, 22050), 22050)
