@@ -65,7 +65,7 @@ class Trained:
         kinds = sections("kind", "djepa_mm.tokenizers")
         raw = _section(kinds, tokens | config.media, "tokenizer.media" if config.media else said)
         if isinstance(raw, Pinned):
-            raise UserError(f"{said}: it was trained on tokens of the kind {raw.kind}, which are not raw")
+            raise UserError(f"{said}: tokens of the kind {tokens['kind']} are not raw")
         self.raw: Tokenizer = raw.build()
         if config.sample and self.model.bottleneck != "kl":
             raise UserError(f"tokenizer.sample: tokens of the bottleneck {self.model.bottleneck} are not drawn")

@@ -16,7 +16,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from djepa_mm.data.corpus import Cursor
 from djepa_mm.errors import Notice, UserError
+from djepa_mm.recipe.load import recipe_data
 from djepa_mm.runs.checkpoint import save_checkpoint
+from djepa_mm.types import Config
 from djepa_mm.weights import load_weights, read_state, read_tensors
 
 
@@ -195,19 +197,44 @@ class RandomStates:
 
 @dataclass
 class Constant:
-    """What cannot change within a run, but for the keys that are free to."""
+    """What cannot change within a run."""
 
     value: Mapping[str, Any]
     name: str
-    free: Set[str] = frozenset()
 
     def state(self) -> Mapping[str, Any]:
         return self.value
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         for key, here in self.value.items():
-            if key not in self.free and state[key] != here:
+            if state[key] != here:
                 raise UserError(f"its {self.name}.{key} is {state[key]!r}, here {here!r}; make them agree")
+
+
+@dataclass
+class Section:
+    """A section of a recipe, of which only the keys that are free may change within a run. What a checkpoint does not
+    say yet, because the key is younger than it, was then as it is by default."""
+
+    config: Config
+    name: str
+    free: Set[str] = frozenset()
+
+    def state(self) -> Mapping[str, Any]:
+        return recipe_data(self.config)
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        here = recipe_data(self.config)
+        then = {key: state[key] if key in state else self._default(key) for key in here.keys() - self.free}
+        Constant({key: here[key] for key in here if key in then}, self.name).load_state(then)
+
+    def _default(self, key: str) -> Any:
+        """Raises KeyError where there is none."""
+        field = type(self.config).model_fields[key]
+        if field.is_required():
+            raise KeyError(key)
+        default = field.get_default(call_default_factory=True)
+        return recipe_data(self.config.model_copy(update={key: default}))[key]
 
 
 @dataclass

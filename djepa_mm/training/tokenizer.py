@@ -27,7 +27,6 @@ from djepa_mm.errors import UserError
 from djepa_mm.media.sheet import sheet
 from djepa_mm.ranks import current, joined, restarts
 from djepa_mm.recipe.build import check_room
-from djepa_mm.recipe.load import recipe_data
 from djepa_mm.recipe.schema import TOKENS_FREE
 from djepa_mm.recipe.tokenizer import TokenizerRecipe
 from djepa_mm.tokenizers.autoencoder import Autoencoder, Disturbance, Reconstruction
@@ -37,7 +36,7 @@ from djepa_mm.training.dealt import Dealt, Whole, gradients_stay_here
 from djepa_mm.training.loop import Outcome, Trainer, check_folder
 from djepa_mm.training.optimizers import build_optimizers
 from djepa_mm.training.perceptual import PerceptualLoss
-from djepa_mm.training.state import Constant, SameCorpus, TrainState
+from djepa_mm.training.state import Constant, SameCorpus, Section, TrainState
 from djepa_mm.training.task import Group, Learned, Report, Update, autocast
 from djepa_mm.training.wrap import wrap
 from djepa_mm.types import BrokenItem, Progress, RawTokens, Source, Tokenizer
@@ -107,8 +106,8 @@ class TokenizerTask:
             device=device,
             tensors={TOKENIZER: raw},
             facts={
-                "tokens": Constant(recipe_data(recipe.tokenizer), "tokenizer", free=TOKENS_FREE),
-                "size": Constant(recipe_data(recipe.model), "model"),
+                "tokens": Section(recipe.tokenizer, "tokenizer", free=TOKENS_FREE),
+                "size": Section(recipe.model, "model"),
                 "optim": Constant({"optimizer": recipe.optim.optimizer}, "optim"),
                 "corpus": SameCorpus(self.corpus.identity()),
             },

@@ -26,7 +26,7 @@ from djepa_mm.speech.vocoders.losses import RESOLUTIONS, Discriminators, magnitu
 from djepa_mm.training.adversarial import deception, detection
 from djepa_mm.training.callbacks import Callback
 from djepa_mm.training.loop import Outcome, Trainer, check_folder
-from djepa_mm.training.state import Constant, TrainState
+from djepa_mm.training.state import Constant, Section, TrainState
 from djepa_mm.training.task import Group, Learned, Report, Update, autocast
 from djepa_mm.types import Progress, Stream
 
@@ -52,14 +52,14 @@ class VocoderTask:
             name: Group(module=network, optimizers=[_optimizer(network, recipe.optim)])
             for name, network in networks.items()
         }
-        size, convention = recipe.model.model_dump(), dataclasses.asdict(self.log_mel.convention)
+        convention = dataclasses.asdict(self.log_mel.convention)
         self.state = TrainState(
             networks=networks,
             averaged=averaged,
             optimizers=[optimizer for group in self.groups.values() for optimizer in group.optimizers],
             generator=torch.Generator().manual_seed(recipe.run.seed),
             device=device,
-            facts={"size": Constant(size, "model"), "convention": Constant(convention, "mel")},
+            facts={"size": Section(recipe.model, "model"), "convention": Constant(convention, "mel")},
         )
         self.recordings = Recordings(source, recipe.batch.max_broken_share)
 

@@ -60,11 +60,11 @@ def mistake(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two steps on clips of 8 frames of 16 × 16 pixels, and on hums."""
+    """Two steps on clips of 8 frames of 16 × 16 pixels, of 9 where the first stands alone, and on hums."""
     root = tmp_path_factory.mktemp("runs")
     for folder in ("clips", "sounds/wavs"):
         (root / folder).mkdir(parents=True)
-    for n, clip in enumerate(realistic((1, 8, SIZE, SIZE), 0, count=3)):
+    for n, clip in enumerate(realistic((1, 9, SIZE, SIZE), 0, count=3)):
         write_clip(clip, root / "clips" / f"{n}.mp4", 10.0)
         sound = 0.3 * np.sin(np.arange(9000 + 3000 * n) * (0.05 + 0.02 * n))
         soundfile.write(root / "sounds" / "wavs" / f"{n}.wav", sound, 22050)
@@ -76,12 +76,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "mels": {
             "data": {"source": "ljspeech", "root": str(root / "sounds")},
             "tokenizer": {"kind": "mel", "vocoder": {"kind": "griffin-lim", "iterations": 2}},
+            "model.window": 2,
         },
     }
-    recipes["causal clips"] = {**recipes["clips"], "model.causal": True, "model.window": 2}
+    alone = {"tokenizer.first_alone": True, "tokenizer.frames": 9, "data.frames": 9}
+    recipes["causal clips"] = {**recipes["clips"], **alone, "model.causal": True, "model.window": 2}
     for name, changes in recipes.items():
-        train_tokenizer(load_tokenizer_recipe("digits-tokens", {**SMALL_TOKENIZER, **changes}), root / name)
-    return {name: root / name for name in recipes}
+        train_tokenizer(load_tokenizer_recipe("digits-tokens", {**SMALL_TOKENIZER, **changes}), root / "runs" / name)
+    return {name: root / "runs" / name for name in recipes}
 
 
 def media_of(name: str) -> Tensor:
@@ -134,20 +136,41 @@ def test_they_are_drawn_where_that_is_asked_for(runs: dict[str, Path], name: str
 def test_causal_clips_do_not_look_ahead(runs: dict[str, Path]) -> None:
     """Their first frames give the same tokens whatever follows, or nothing; tokens the same first frames. A window of
     two tokens' times reaches one time back in one block."""
-    tokenizer, frames, tokens = tokens_of(runs["causal clips"], media={"vary": True}), 4, 2 * 16
-    clip, others = realistic((1, 8, SIZE, SIZE), 5, count=2).split(1)
+    tokenizer, frames, tokens = tokens_of(runs["causal clips"], media={"vary": True}), 5, 3 * 16
+    clip, others = realistic((1, 9, SIZE, SIZE), 5, count=2).split(1)
     changed = torch.cat([clip[:, :, :frames], others[:, :, frames:]], dim=2)
     encoded, again, cut = (tokenizer.encode(one) for one in (clip, changed, clip[:, :, :frames]))
     torch.testing.assert_close(again[:, :tokens], encoded[:, :tokens], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(cut, encoded[:, :tokens], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(again, encoded, atol=1e-2)
-    spec = tokenizer.spec_of((1, 8, SIZE, SIZE))
+    spec = tokenizer.spec_of((1, 9, SIZE, SIZE))
     mixed = torch.cat([encoded[:, :tokens], 2 - encoded[:, tokens:]], dim=1)
     decoded, other = tokenizer.decode(encoded, spec), tokenizer.decode(mixed, spec)
     torch.testing.assert_close(other[:, :, :frames], decoded[:, :, :frames], atol=1e-6, rtol=1e-6)
     assert not torch.allclose(other, decoded, atol=1e-2)
-    begun = torch.cat([others[:, :, :2], clip[:, :, 2:]], dim=2)  # another first time
-    torch.testing.assert_close(tokenizer.encode(begun)[:, tokens:], encoded[:, tokens:], atol=1e-6, rtol=1e-6)
+    begun = torch.cat([others[:, :, :1], clip[:, :, 1:]], dim=2)
+    torch.testing.assert_close(tokenizer.encode(begun)[:, 2 * 16 :], encoded[:, 2 * 16 :], atol=1e-6, rtol=1e-6)
+    picture = tokenizer.encode(clip[:, :, :1])  # is a clip of one frame
+    torch.testing.assert_close(picture, encoded[:, :16], atol=1e-5, rtol=1e-5)
+    still = tokenizer.decode(picture, tokenizer.spec_of((1, 1, SIZE, SIZE)))
+    torch.testing.assert_close(still, decoded[:, :, :1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["causal clips", "mels"])
+def test_long_media_in_parts_are_as_they_are_whole(
+    runs: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, media = (
+        tokens_of(runs[name]),
+        realistic((11_000,), 5) if name == "mels" else realistic((1, 9, 16, 16), 5),
+    )
+    spec = tokenizer.spec_of(tuple(media.shape[1:]))
+    tokens = tokenizer.encode(media)
+    back = tokenizer.network.decode(tokens, spec.positions().expand(2, -1, -1))
+    monkeypatch.setattr("djepa_mm.tokenizers.trained.AT_ONCE", 2)
+    torch.testing.assert_close(tokenizer.encode(media), tokens, atol=1e-5, rtol=1e-5)
+    parts = tokenizer._through(tokenizer.network.decode, tokens, spec)
+    torch.testing.assert_close(parts, back, atol=1e-5, rtol=1e-5)
 
 
 def test_raw_tokens_may_be_of_another_size_rate_and_vocoder(runs: dict[str, Path]) -> None:
@@ -303,7 +326,10 @@ DAMAGES: dict[str, Any] = {
     "a size": (lambda state: state | {"size": state["size"] | {"channels": -1}}, r"state\.json\.channels: Input"),
     "no raw tokens": (lambda state: state | {"tokens": None}, r"state\.json: Input should be an object"),
     "unknown tokens": (lambda state: state | {"tokens": {"kind": "?"}}, r"state\.json: Input tag '\?' found"),
-    "itself": (lambda state: state | {"tokens": {"kind": "trained", "path": "tokens"}}, "kind trained, .* not raw"),
+    "itself": (
+        lambda state: state | {"tokens": {"kind": "trained", "path": "tokens"}},
+        "tokens of the kind trained are not raw",
+    ),
     "no hashes": (lambda state: state | {"sha256": {}}, "says no hash of its weights"),
 }
 

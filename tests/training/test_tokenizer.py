@@ -19,6 +19,7 @@ from djepa_mm.data.pack import pack
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.recipe.tokenizer import TokenizerRecipe, load_tokenizer_recipe
 from djepa_mm.runs.checkpoint import differences
+from djepa_mm.tokenizers.trained import TrainedConfig
 from djepa_mm.training.adversarial import PatchDiscriminator, deception
 from djepa_mm.training.loop import Trainer
 from djepa_mm.training.perceptual import PerceptualLoss
@@ -116,6 +117,24 @@ def test_a_run_is_not_resumed_as_another(pictures: Path, tmp_path: Path, changes
     train_tokenizer(of_pictures(pictures, (8, 8), **{"optim.steps": 1}), tmp_path / "run")
     with pytest.raises(UserError, match=f"{message}[^\n]*$"):
         train_tokenizer(of_pictures(pictures, (8, 8), **changes), tmp_path / "run", resume=True)
+
+
+def test_keys_that_are_younger_than_a_run_had_their_defaults(pictures: Path, tmp_path: Path) -> None:
+    train_tokenizer(of_pictures(pictures, (8, 8), **{"optim.steps": 1}), tmp_path / "run")
+    path = find_checkpoint(tmp_path / "run") / "state.json"
+    state = json.loads(path.read_text())
+    for section, key in (("tokens", "channels"), ("size", "window"), ("size", "bottleneck")):
+        del state[section][key]
+    path.write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"its model\.bottleneck is 'kl', here 'sphere'"):
+        train_tokenizer(of_pictures(pictures, (8, 8), **{"model.bottleneck": "sphere"}), tmp_path / "run", resume=True)
+    train_tokenizer(of_pictures(pictures, (8, 8)), tmp_path / "run", resume=True)
+    tokenizer = TrainedConfig(kind="trained", path=str(tmp_path / "run")).build()
+    assert tokenizer.encode(torch.zeros(1, 3, 8, 8)).shape == (1, 4, 3)
+    state["tokens"].pop("patch")  # which has none
+    path.write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"not of this kind of run \(its tokens: KeyError\('patch'\)\)"):
+        train_tokenizer(of_pictures(pictures, (8, 8)), path.parent, resume=True)
 
 
 def test_after_its_share_of_the_training_the_decoder_learns_alone(pictures: Path, tmp_path: Path) -> None:
