@@ -2,9 +2,9 @@
 
     python benchmarks/save_pause.py [--repeats 7]
 
-The recipe imagenet256-b's model at half its width, a fourth of its weights, with AdamW's moments. After each save 20
-steps of plain products of matrices follow, as training would; what they take longer than without a save is counted as
-standing still too. In turn, medians.
+The recipe imagenet256-b's model at half its width, a fourth of its weights, with AdamW's moments. Plain products of
+matrices, as training would do, go on beside the writing to its end; what they take longer than without it is lost too.
+In turn, medians.
 """
 
 from __future__ import annotations
@@ -14,26 +14,25 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
+from djepa_mm.ranks import ALONE
 from djepa_mm.recipe.build import build_model
 from djepa_mm.recipe.load import load_recipe
-from djepa_mm.runs.checkpoint import save_checkpoint
+from djepa_mm.runs.checkpoint import save_checkpoint, snapshot
 
 STEPS = 20
 
 
-def steps() -> float:
-    """Seconds of what training would do."""
-    matrix = torch.randn(1024, 1024)
-    began = time.monotonic()
-    for _ in range(STEPS):
-        matrix = torch.nn.functional.normalize(matrix @ matrix)
-    return time.monotonic() - began
+def step(matrix: Tensor) -> None:
+    """What training would do."""
+    torch.nn.functional.normalize(matrix @ matrix)
 
 
 def main() -> None:
@@ -47,21 +46,34 @@ def main() -> None:
     moments = {f"{name}.{key}": torch.rand_like(t) for name, t in online.items() for key in ("exp_avg", "exp_avg_sq")}
     tensors = {"averaged": averaged, "online": online, "training": moments}
     size = sum(t.numel() * t.element_size() for some in tensors.values() for t in some.values())
-    figures: dict[str, list[float]] = {"at once": [], "beside": []}
+    matrix = torch.randn(1024, 1024)
+    still: dict[str, list[float]] = {"at once": [], "beside": []}
+    lost: dict[str, list[float]] = {name: [] for name in still}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as writer:
-        steps()
         for n in range(repeats):
-            for name, beside in (("at once", None), ("beside", writer)):
-                alone, began = steps(), time.monotonic()
-                written = save_checkpoint(Path(folder), "", {"step": n}, tensors, 1, beside)
-                saved = time.monotonic() - began
-                figures[name].append(saved + max(0.0, steps() - alone))
-                written.result()
-    table = Table("checkpoint", "training stands still", title=f"{size / 1e6:,.0f} MB")
-    for name, found in figures.items():
-        table.add_row(name, f"{statistics.median(found):.2f} s ({min(found):.2f} to {max(found):.2f})")
-    ratio = statistics.median(b / a for a, b in zip(*figures.values(), strict=True))
-    Console().print(table, f"beside / at once: {ratio:.2f}")
+            write = partial(save_checkpoint, Path(folder), "", {"step": n})
+            for name in still:
+                began = time.monotonic()
+                for _ in range(STEPS):
+                    step(matrix)
+                alone, done, began = (time.monotonic() - began) / STEPS, 0, time.monotonic()
+                if name == "at once":
+                    write(tensors, 1)
+                    still[name].append(time.monotonic() - began)
+                else:
+                    written = writer.submit(write, snapshot(tensors, ALONE), 1)
+                    still[name].append(time.monotonic() - began)
+                    while not written.done():
+                        step(matrix)
+                        done += 1
+                lost[name].append(time.monotonic() - began - done * alone)
+    table = Table("checkpoint", "training stands still", "loses in all", title=f"{size / 1e6:,.0f} MB")
+    for name in still:
+        table.add_row(
+            name, *(f"{statistics.median(f):.2f} s ({min(f):.2f} to {max(f):.2f})" for f in (still[name], lost[name]))
+        )
+    ratios = [statistics.median(b / a for a, b in zip(*found.values(), strict=True)) for found in (still, lost)]
+    Console().print(table, "beside / at once: {:.2f}, {:.2f}".format(*ratios))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -23,10 +23,13 @@ class ElsewhereError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """One of `world` processes. What they exchange goes through the CPU, never through an accelerator."""
+    """One of `world` processes. What they exchange goes through the CPU, never through an accelerator.
+
+    group: what it goes through; None: what all have joined, which is the main thread's alone."""
 
     rank: int = 0
     world: int = 1
+    group: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -38,13 +41,26 @@ class Ranks:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, self.group)
         return values
 
     def add(self, values: Tensor) -> None:
         """Each number becomes the sum of every process' one."""
         if self.world > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.group)
+
+    @contextmanager
+    def apart(self) -> Iterator[Ranks]:
+        """The same processes with a group of their own, so that another thread can exchange while the main one does
+        too. Every process has to call it."""
+        if self.world == 1:
+            yield self
+            return
+        group = dist.new_group(backend="gloo")
+        try:
+            yield replace(self, group=group)
+        finally:
+            dist.destroy_process_group(group)
 
     def agree(self, work: Callable[[], T], *, first_only: bool = False) -> T | None:
         """What `work` gives here, once all have done it, or the first alone where that is asked for.

@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from torch import Tensor
 from torch.distributed import checkpoint
 from torch.distributed.tensor import DTensor
 
-from djepa_mm.ranks import current
+from djepa_mm.ranks import Ranks, current
 from djepa_mm.runs.files import written_to
 from djepa_mm.weights import FORMAT, checkpoints, read_state, read_tensors, sha256
 
@@ -41,108 +40,76 @@ def save_checkpoint(
     state: Mapping[str, Any],
     tensors: Mapping[str, Mapping[str, Tensor]],
     keep: int,
-    beside: Executor | None = None,
-) -> Future[Path]:
+    ranks: Ranks | None = None,
+) -> Path:
     """Write `folder`/step-…, whole or not at all, then delete all but the last `keep`. Every process takes part.
 
-    recipe: YAML. state: ready for JSON, with `step`. tensors: by file, one of FILES, and name. beside: writes it, from
-    copies, while the caller goes on; but of a model that is sharded, whose processes have to write together. The result
-    is the checkpoint's own folder, or a UserError; in other processes than the first it is there at once."""
-    ranks, found = current(), Future[Path]()
-    draft = Draft(folder, recipe, json.dumps(state), keep)
-    if beside is not None and not any(sharded(some) for some in tensors.values()):
-        if not ranks.first:
-            found.set_result(draft.target)
-            return found
-        copies = {name: {key: copied(tensor) for key, tensor in tensors[name].items()} for name in FILES}
-        return beside.submit(draft.whole, copies)
+    recipe: YAML. state: ready for JSON, with `step`. tensors: by file, one of FILES, and name. ranks: `apart` in
+    another thread than the main one, else None. Raises UserError, in every process, where one of them cannot write."""
+    ranks = ranks or current()
+    target = folder / f"step-{state['step']:08d}"
+    temporary = folder / f".{target.name}.tmp"
+
+    def begin() -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        (temporary / "recipe.yaml").write_text(recipe, encoding="utf-8")
+
+    def write(name: str) -> None:
+        whole = {key: t.detach().cpu().contiguous() for key, t in tensors[name].items()}
+        save_file(whole, temporary / f"{name}.safetensors")
+
+    def end() -> None:
+        hashes = {path.relative_to(temporary).as_posix(): sha256(path) for path in _files(temporary)}
+        kept = {"format": FORMAT, "folder": _way_back(temporary), **state, "sha256": hashes}
+        (temporary / "state.json").write_text(json.dumps(kept, indent=2, ensure_ascii=False), encoding="utf-8")
+        for path in (*_files(temporary), *(path for path in temporary.iterdir() if path.is_dir()), temporary):
+            _sync(path)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        _sync(folder)
+        for old in checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
 
     def once(work: Callable[[], None]) -> None:
         """By the first process; the others hear of it where it cannot."""
         ranks.agree(written_to(folder)(work), first_only=True)
 
     try:
-        once(draft.begin)
+        once(begin)
         for name in FILES:
             if sharded(tensors[name]):
                 with written_to(folder):
-                    write_sharded(draft.temporary / name, tensors[name])
+                    write_sharded(temporary / name, tensors[name], ranks)
             else:
-                once(partial(draft.write, name, tensors[name]))
-        once(draft.end)
+                once(partial(write, name))
+        once(end)
     except BaseException:  # a full disk is not filled further
         if ranks.first:
-            draft.drop()
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
-    found.set_result(draft.target)
-    return found
+    return target
 
 
-class Draft:
-    """A checkpoint under a temporary name, until it is whole."""
-
-    def __init__(self, folder: Path, recipe: str, state: str, keep: int) -> None:
-        """state: JSON."""
-        self.folder, self.recipe, self.keep = folder, recipe, keep
-        self.state: dict[str, Any] = json.loads(state)
-        self.target = folder / f"step-{self.state['step']:08d}"
-        self.temporary = folder / f".{self.target.name}.tmp"
-
-    def whole(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> Path:
-        """All of it, by one process. Raises UserError."""
-        try:
-            with written_to(self.folder):
-                self.begin()
-                for name in FILES:
-                    self.write(name, tensors[name])
-                self.end()
-        except BaseException:
-            self.drop()
-            raise
-        return self.target
-
-    def begin(self) -> None:
-        self.drop()
-        self.temporary.mkdir(parents=True)
-        (self.temporary / "recipe.yaml").write_text(self.recipe, encoding="utf-8")
-
-    def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(whole, self.temporary / f"{name}.safetensors")
-
-    def end(self) -> None:
-        """Hash all that was written, and give it its name."""
-        temporary = self.temporary
-        hashes = {path.relative_to(temporary).as_posix(): sha256(path) for path in _files(temporary)}
-        kept = {"format": FORMAT, "folder": _way_back(temporary), **self.state, "sha256": hashes}
-        (temporary / "state.json").write_text(json.dumps(kept, indent=2, ensure_ascii=False), encoding="utf-8")
-        for path in (*_files(temporary), *(path for path in temporary.iterdir() if path.is_dir()), temporary):
-            _sync(path)
-        shutil.rmtree(self.target, ignore_errors=True)
-        temporary.rename(self.target)
-        _sync(self.folder)
-        for old in checkpoints(self.folder)[: -self.keep]:
-            shutil.rmtree(old)
-
-    def drop(self) -> None:
-        shutil.rmtree(self.temporary, ignore_errors=True)
+def snapshot(tensors: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> dict[str, dict[str, Tensor]]:
+    """Copies, on the CPU, of what this process has to write of a checkpoint's files."""
+    return {
+        file: {name: tensor.detach().to("cpu", copy=True) for name, tensor in own.items()}
+        if ranks.first or sharded(own)
+        else {}
+        for file, own in tensors.items()
+    }
 
 
 def sharded(tensors: Mapping[str, Tensor]) -> bool:
     return any(isinstance(tensor, DTensor) for tensor in tensors.values())
 
 
-def copied(tensor: Tensor) -> Tensor:
-    """In memory of its own, on the CPU."""
-    return tensor.detach().to("cpu", copy=True)
-
-
-def write_sharded(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_sharded(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
     """Of every process what it has, as safetensors. Raises OSError."""
+    writer = checkpoint.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        checkpoint.save(
-            dict(tensors), storage_writer=checkpoint.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        )
+        checkpoint.save(dict(tensors), storage_writer=writer, process_group=ranks.group)
     except checkpoint.CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from None
 

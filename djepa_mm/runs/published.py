@@ -271,7 +271,7 @@ def import_model(
     averaged, plain = (_to_ours(tensors, pieces) for tensors in (found.kept(kept), found.plain))
     generator = torch.Generator().manual_seed(recipe.run.seed)
     text = dump_recipe(recipe)
-    written = save_checkpoint(
+    checkpoint = save_checkpoint(
         out / "checkpoints",
         text,
         {"step": 0, "seconds": 0.0, "cursor": {"epoch": 0, "batch": 0}, "condition": condition},
@@ -283,7 +283,7 @@ def import_model(
         keep=1,
     )
     (out / "recipe.yaml").write_text(text, encoding="utf-8")
-    return written.result()
+    return checkpoint
 
 
 def export_model(run: Path, family: Family, out: Path, *, kept: Kept = "averaged") -> None:

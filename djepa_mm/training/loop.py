@@ -118,7 +118,6 @@ class Trainer:
         self.console = console if console is not None and self.ranks.first else Console(quiet=True)
         self.callbacks, self.interrupts = callbacks, Interrupts(stop)
         self.bad_steps, self._finite = 0, True  # in a row; of this step
-        self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Path] | None = None  # a checkpoint that is not known to be whole yet
         check_folder(out, resume=resume)
         if resume:
@@ -135,7 +134,13 @@ class Trainer:
 
     def run(self) -> Outcome:
         """Train to the end of the recipe, or to an interrupt; either way a checkpoint is left."""
-        with written_to(self.out), only_run(self.out, self.ranks), self._writer, self.interrupts.heard():
+        with (
+            written_to(self.out),
+            only_run(self.out, self.ranks),
+            self.interrupts.heard(),
+            self.ranks.apart() as self._apart,
+            ThreadPoolExecutor(1, "checkpoint") as self._writer,  # is waited for, whatever happens
+        ):
             return self._run()
 
     def _run(self) -> Outcome:
@@ -167,8 +172,6 @@ class Trainer:
                     self.write_samples()
                 if state.step % settings.save_every == 0 and not self.done:
                     self.save(beside=True)
-                elif self._writing is not None and self.ranks.world == 1 and self._writing.done():
-                    self._written()
                 self._began = time.monotonic() - state.seconds  # samples and checkpoints are not training time
             folder = self.save()
         self._write_report()
@@ -190,8 +193,8 @@ class Trainer:
             cut_log(self.out / "log.jsonl", self.state.step)
 
     def _next(self, batches: Iterator[tuple[Any, Cursor]]) -> tuple[Any, Cursor]:
-        """The next batch, and its cursor. All processes agree on the clock, and whether the run shall end: then it
-        raises Interrupted."""
+        """The next batch, and its cursor. All processes agree on the clock, on whether the checkpoint before is whole,
+        and whether the run shall end: then it raises Interrupted."""
         random = self.state.generator.get_state()
         found, error = None, None
         try:
@@ -201,12 +204,15 @@ class Trainer:
             pass
         except UserError as mistake:
             error = mistake
-        if self._writing is not None and self._writing.done():
-            failed = self._writing.exception()
-            error = error or (failed if isinstance(failed, UserError) else None)
+        written = self._writing if self._writing is not None and self._writing.done() else None
+        failed = written and written.exception()
+        error = error or (failed if isinstance(failed, UserError) else None)
         stop, seconds = found is None or bool(self.interrupts), time.monotonic() - self._began
-        errors, stops, clocks = zip(*self.ranks.gather((error and str(error), stop, seconds)), strict=True)
+        told = self.ranks.gather((error and str(error), written is not None, stop, seconds))
+        errors, wholes, stops, clocks = zip(*told, strict=True)
         settle(error, errors)
+        if all(wholes):
+            self._written()
         self.state.seconds = clocks[0]
         if found is None or any(stops):
             self.state.generator.set_state(random)  # the batch will be read again
@@ -349,9 +355,11 @@ class Trainer:
         recipe, keep = dump_recipe(self.task.recipe), self.task.settings.keep
         self.state.cursor = merge(self.ranks.gather(self.state.cursor))
         folder = self.out / "checkpoints"
-        self._writing = self.state.save(folder, recipe, keep, self._writer if beside else None)
-        if not beside:
-            self._written()
+        write = self.state.saving(folder, recipe, keep, self._apart if beside else None)
+        if beside:
+            self._writing = self._writer.submit(write)
+        else:
+            self._whole(write())
         return folder / f"step-{self.state.step:08d}"
 
     def _written(self) -> None:
@@ -359,8 +367,11 @@ class Trainer:
         writing, self._writing = self._writing, None
         if writing is not None:
             self.ranks.agree(writing.result)
-            for callback in self.callbacks:
-                callback.on_checkpoint(writing.result())
+            self._whole(writing.result())
+
+    def _whole(self, checkpoint: Path) -> None:
+        for callback in self.callbacks:
+            callback.on_checkpoint(checkpoint)
 
     def _write_report(self) -> None:
         """JSON: how many items there are, how many were left out and why, and every broken one with its reason."""

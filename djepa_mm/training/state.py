@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Mapping, Set
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Mapping, Set
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +17,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from djepa_mm.data.corpus import Cursor
 from djepa_mm.errors import Notice, UserError
+from djepa_mm.ranks import Ranks
 from djepa_mm.recipe.load import recipe_data
-from djepa_mm.runs.checkpoint import save_checkpoint
+from djepa_mm.runs.checkpoint import save_checkpoint, snapshot
 from djepa_mm.types import Config
 from djepa_mm.weights import load_weights, read_state, read_tensors
 
@@ -67,16 +69,18 @@ class TrainState:
             },
         }
 
-    def save(self, folder: Path, recipe: str, keep: int, beside: Executor | None = None) -> Future[Path]:
-        """Write a checkpoint in `folder`, at once or beside what comes next -> its own folder, once it is there. Every
-        process has to take part."""
+    def saving(self, folder: Path, recipe: str, keep: int, apart: Ranks | None = None) -> Callable[[], Path]:
+        """What writes a checkpoint in `folder` -> its own folder; every process has to call it. apart: by these it may
+        be called in another thread, where it writes copies of the state as it is now."""
         tensors = {
             file: {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.state().items()}
             for file, parts in self.parts().items()
         }
         counts = {"step": self.step, "seconds": self.seconds, "cursor": asdict(self.cursor)}
-        facts = {name: facts.state() for name, facts in self.facts.items()}
-        return save_checkpoint(folder, recipe, counts | facts, tensors, keep, beside)
+        state = counts | {name: facts.state() for name, facts in self.facts.items()}
+        if apart is not None:
+            state, tensors = deepcopy(state), snapshot(tensors, apart)
+        return partial(save_checkpoint, folder, recipe, state, tensors, keep, apart)
 
     def load(self, checkpoint: Path) -> None:
         """The way back. Raises UserError where the checkpoint is damaged or of another model."""

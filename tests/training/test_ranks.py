@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from djepa_mm.errors import UserError
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.recipe.tokenizer import load_tokenizer_recipe
+from djepa_mm.runs.checkpoint import differences
 from djepa_mm.training.dealt import places
 from djepa_mm.training.djepa import DJEPATask
 from djepa_mm.training.loop import Trainer
@@ -39,15 +41,48 @@ TOKENIZER = {  # with all that comes in within a run; without the eps, AdamW mak
     "loss.verdict": 0.1, "loss.features": 0.1, "loss.adversarial_from": 0.4,
 }  # fmt: skip
 TOGETHER = """
-import json, pathlib, sys
+import errno, json, sys, time
+from pathlib import Path
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
 import djepa_mm
 from djepa_mm.ranks import joined
 from djepa_mm.recipe.tokenizer import load_tokenizer_recipe
+from djepa_mm.runs import checkpoint
 from djepa_mm.training.tokenizer import train_tokenizer
-with joined():
-    for out, overrides, resume in json.loads(sys.argv[1]):
-        djepa_mm.train(djepa_mm.load_recipe("digits", overrides), out, resume=resume, device="cpu", progress=False)
-    train_tokenizer(load_tokenizer_recipe("digits-tokens", json.loads(sys.argv[2])), pathlib.Path("tokenizer"))
+
+class Watching(djepa_mm.Callback):
+    def __init__(self):
+        self.said = {"checkpoints": [], "error": None}
+
+    def on_step(self, step, progress):
+        self.step = step
+
+    def on_checkpoint(self, folder):
+        self.said["checkpoints"].append([folder.name, self.step])
+
+def late(write, full):
+    '''Training takes some steps meanwhile; then the disk may be full.'''
+    def written(*what):
+        time.sleep(0.2)
+        if full:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        return write(*what)
+    return written
+
+save_file, write_data = checkpoint.save_file, HuggingFaceStorageWriter.write_data
+with joined() as ranks:
+    for out, overrides, full in json.loads(sys.argv[1]):
+        checkpoint.save_file = late(save_file, full == ranks.rank)
+        HuggingFaceStorageWriter.write_data = late(write_data, full == ranks.rank)
+        watching = Watching()
+        try:
+            recipe = djepa_mm.load_recipe("digits", overrides)
+            djepa_mm.train(recipe, out, device="cpu", progress=False, callbacks=[watching])
+        except djepa_mm.UserError as error:
+            watching.said["error"] = str(error)
+        Path(f"{out}-{ranks.rank}.json").write_text(json.dumps(watching.said))
+    checkpoint.save_file = save_file
+    train_tokenizer(load_tokenizer_recipe("digits-tokens", json.loads(sys.argv[2])), Path("tokenizer"))
 """
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 CLOSE = 1e-5
@@ -78,11 +113,18 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of two processes: DDP to the end, FSDP2 to its sixth step, with a batch in parts; and a tokenizer's."""
+    """Runs of two processes: DDP to the end, FSDP2 to its sixth step, with a batch in parts; and to its eighth, with a
+    checkpoint at the sixth; each where the disk of one process is full; and a
+    tokenizer's."""
     folder = tmp_path_factory.mktemp("together")
+    endless = {"run.save_every": 1, "optim.steps": 5000}
+    sharded = {**SMALL, "optim.steps": 6, "compute.shard": True, "compute.accumulate": 2}
     runs = [
-        ("ddp", {**SMALL, "optim.steps": 12}, False),
-        ("fsdp", {**SMALL, "optim.steps": 6, "compute.shard": True, "compute.accumulate": 2}, False),
+        ("ddp", {**SMALL, "optim.steps": 12}, None),
+        ("fsdp", sharded, None),
+        ("fsdp-beside", {**sharded, "run.save_every": 6, "optim.steps": 8}, None),
+        ("ddp-full", {**SMALL, **endless}, 0),
+        ("fsdp-full", {**sharded, **endless}, 1),
     ]
     command = [*TORCHRUN, "--no-python", sys.executable, "-c", TOGETHER, json.dumps(runs), json.dumps(TOKENIZER)]
     result = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
@@ -115,9 +157,9 @@ def test_two_processes_learn_the_tokenizer_that_one_does(together: Path, tmp_pat
     )
 
 
-def test_sharded_in_two_and_then_gone_on_alone(alone: Path, together: Path) -> None:
+def test_sharded_in_two_and_then_gone_on_alone(alone: Path, together: Path, tmp_path: Path) -> None:
     """Each has a file of the sharded checkpoint, which one process reads, and goes on with."""
-    run = together / "fsdp"
+    run = shutil.copytree(together / "fsdp", tmp_path / "fsdp")
     checkpoint = find_checkpoint(run)
     assert len(list((checkpoint / "averaged").glob("*.safetensors"))) == 2
     pipeline = Pipeline.load(run)
@@ -131,6 +173,24 @@ def test_sharded_in_two_and_then_gone_on_alone(alone: Path, together: Path) -> N
     shard.write_bytes(content)
     with pytest.raises(UserError, match=r"damaged checkpoint .*its hash differs"):
         Pipeline.load(checkpoint)
+
+
+def test_processes_write_beside_training(together: Path) -> None:
+    """The state of the step that it names, told to all at one step."""
+    beside = together / "fsdp-beside"
+    first, second = (json.loads((together / f"fsdp-beside-{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert [name for name, _ in first["checkpoints"]] == ["step-00000006", "step-00000008"]
+    assert first["checkpoints"][0][1] > 6, "training has waited"
+    assert differences(find_checkpoint(together / "fsdp"), beside / "checkpoints" / "step-00000006") == []
+
+
+@pytest.mark.parametrize(("run", "full"), [("ddp-full", 0), ("fsdp-full", 1)])
+def test_what_one_process_cannot_write_ends_all(together: Path, run: str, full: int) -> None:
+    said = [json.loads((together / f"{run}-{rank}.json").read_text()) for rank in range(2)]
+    assert [one["checkpoints"] for one in said] == [[], []]
+    assert all("cannot be written (no space left on device)" in one["error"] for one in said)
+    assert list((together / run / "checkpoints").iterdir()) == []
 
 
 def test_a_killed_process_is_started_again_and_a_signal_saves(alone: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.precision import without_slow_bf16
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.runs import checkpoint as checkpoint_module
-from djepa_mm.runs.checkpoint import FILES, Draft, differences, save_checkpoint
+from djepa_mm.runs.checkpoint import FILES, differences, save_checkpoint
 from djepa_mm.runs.files import written_to
 from djepa_mm.training.djepa import DJEPATask, train
 from djepa_mm.training.loop import Trainer
@@ -316,17 +316,17 @@ def test_checkpoints_are_written_where_folders_cannot_be_opened(
 
 def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints are written while training takes some steps."""
-    begin = Draft.begin
+    real = checkpoint_module.save_file
 
-    def late(self: Draft) -> None:
-        time.sleep(0.3)
-        begin(self)
+    def late(*arguments: Any) -> None:
+        time.sleep(0.1)
+        real(*arguments)
 
-    monkeypatch.setattr(Draft, "begin", late)
+    monkeypatch.setattr(checkpoint_module, "save_file", late)
 
 
 def test_what_is_written_beside_training_is_of_its_own_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changes = {**SMALL, "tokenizer.channels": 1, "run.keep": 20, "optim.steps": 60, "run.save_every": 4}
+    changes = {**SMALL, "tokenizer.channels": 1, "run.keep": 20, "optim.steps": 20, "run.save_every": 4}
     recipe, stop = load_recipe("digits", changes), threading.Event()
 
     class Ending(djepa_mm.Callback):
@@ -348,7 +348,7 @@ def test_what_is_written_beside_training_is_of_its_own_step(tmp_path: Path, monk
             steps.append((folder.name, self.step))
 
     train(recipe, tmp_path / "gone-on", callbacks=[Watching()])
-    assert [name for name, _ in steps] == [f"step-{n:08d}" for n in range(4, 61, 4)]
+    assert [name for name, _ in steps] == [f"step-{n:08d}" for n in range(4, 21, 4)]
     assert any(step > int(name.split("-")[1]) for name, step in steps), "training has waited for every one"
     assert differences(find_checkpoint(tmp_path / "stopped"), tmp_path / "gone-on/checkpoints/step-00000004") == []
 
@@ -357,17 +357,35 @@ def test_a_checkpoint_that_cannot_be_written_beside_training_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slowly(monkeypatch)
-    write = Draft.write
+    real = checkpoint_module.save_file
 
-    def full(self: Draft, name: str, tensors: Any) -> None:
-        if self.target.name != "step-00000002":
+    def full(tensors: Any, path: Path) -> None:
+        if "step-00000002" not in str(path):
             raise OSError(errno.ENOSPC, "no space left on device")
-        write(self, name, tensors)
+        real(tensors, path)
 
-    monkeypatch.setattr(Draft, "write", full)
+    monkeypatch.setattr(checkpoint_module, "save_file", full)
     recipe = load_recipe("digits", {**SMALL, "tokenizer.channels": 1, "optim.steps": 5000, "run.save_every": 2})
     with pytest.raises(UserError, match=r"cannot be written \(no space left on device\)"):
         train(recipe, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
+    Pipeline.load(tmp_path / "run")
+
+
+def test_a_run_that_breaks_waits_for_what_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signals are caught until then: one that comes meanwhile does not end the writing."""
+    slowly(monkeypatch)
+    learn = DJEPATask.learn
+
+    def broken(self: DJEPATask, *arguments: Any) -> Any:
+        if self.state.step == 2:
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            raise RuntimeError("broken")
+        return learn(self, *arguments)
+
+    monkeypatch.setattr(DJEPATask, "learn", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        train(load_recipe("digits", {**SMALL, "tokenizer.channels": 1, "run.save_every": 2}), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
     Pipeline.load(tmp_path / "run")
 
