@@ -1,4 +1,4 @@
-"""Mean and variance of what comes in parts, and tokens of unit variance."""
+"""Mean and variance of what comes in parts, how its channels vary together, and tokens of unit variance."""
 
 from __future__ import annotations
 
@@ -37,6 +37,27 @@ class Moments:
     def std(self) -> Tensor:
         """(C,) float64."""
         return self.variance.clamp_min(0).sqrt()
+
+
+class Covariance(Moments):
+    """And how the channels vary together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products = torch.zeros(())  # (C, C) once there are rows
+
+    def add(self, rows: Tensor) -> None:
+        super().add(rows)
+        rows = rows.cpu().double()
+        self.products = self.products + rows.T @ rows
+
+    @property
+    def effective_channels(self) -> float:
+        """How many independent channels of one deviation vary as much as these: exp(−Σ p ln p), p the eigenvalues of
+        the covariance over their sum. From 1, where all say the same, to C; never more than there are rows."""
+        mean = self.mean
+        powers = torch.linalg.eigvalsh(self.products / self.count - mean[:, None] * mean).clamp_min(0)
+        return torch.special.entr(powers / powers.sum().clamp_min(1e-30)).sum().exp().item()
 
 
 class UnitVariance:

@@ -15,9 +15,11 @@ from torch import Tensor
 from djepa_mm.kinds import sections
 from djepa_mm.media.clips import Clips, probe_clip, read_clip
 from djepa_mm.media.pictures import read_picture
-from djepa_mm.recipe.load import load_recipe, parse_recipe, parse_value
+from djepa_mm.media.sounds import Sounds
+from djepa_mm.recipe.load import load_recipe, parse_override, parse_recipe, recipe_data, wants_text
 from djepa_mm.recipe.packaged import find_recipe
-from djepa_mm.types import Config, Tokenizer, UserError
+from djepa_mm.types import Config, Pinned, Tokenizer, UserError
+from djepa_mm.weights import VAEConfig
 
 Found = TypeVar("Found")
 
@@ -34,11 +36,12 @@ class Candidate:
     tokenizer: Tokenizer
 
 
-def parse_tokenizer(text: str, files: Sequence[Path]) -> Candidate:
+def parse_tokenizer(text: str, files: Sequence[Path] = (), like: Candidate | None = None) -> Candidate:
     """`clip-patches,patch=[2,8,8]`: a tokenizer's kind, or a recipe's name or file, and keys with values in YAML.
 
     Required keys that say what the media are (frames, size, frame_rate) come from the files where they are not given:
-    the least of them all, so that every file can be cut to it. Raises UserError, one line.
+    the least of them all, so that every file can be cut to it. like: of the same media, so that keys that say what
+    they are come from it. Raises UserError, one line.
     """
     name, *pairs = (part.strip() for part in re.split(r",(?=\s*\w[\w.]*=)", text))
     kinds = _kinds()
@@ -47,17 +50,21 @@ def parse_tokenizer(text: str, files: Sequence[Path]) -> Candidate:
             find_recipe(name)
         except UserError as error:
             raise UserError(f"--tokenizer {name}: no kind of tokenizer ({', '.join(kinds)}), and {error}") from None
-        config = load_recipe(name, [f"tokenizer.{pair}" for pair in pairs]).tokenizer
-        return Candidate(name=text, config=config, tokenizer=config.build())
+        return candidate_of(text, load_recipe(name, [f"tokenizer.{pair}" for pair in pairs]).tokenizer)
+    fields = kinds[name].model_fields
     raw: dict[str, Any] = {"kind": name}
+    if like is not None:
+        raw |= {key: value for key, value in _facts(like, kinds[name]).items() if key in fields}
     for pair in pairs:
-        key, _, value = pair.partition("=")
+        key, _, value = (part.strip() for part in pair.partition("="))
         try:
-            raw[key.strip()] = parse_value(value)
+            raw[key] = parse_override(value)
         except yaml.YAMLError:
             raise UserError(f"--tokenizer {text}: {value!r} is not plain YAML") from None
-    required = {key for key, field in kinds[name].model_fields.items() if field.is_required()}
-    if missing := required & {"frames", "size", "frame_rate"} - raw.keys():
+        if wants_text(_section(), {"tokenizer": raw}, f"tokenizer.{key}"):
+            raw[key] = value  # as it was typed: 2024 is a folder here
+    required = {key for key, field in fields.items() if field.is_required()}
+    if files and (missing := required & {"frames", "size", "frame_rate"} - raw.keys()):
         found = _format(files, clips="frames" in required)
         raw |= {key: found[key] for key in missing}
     return build_candidate(text, raw, f"--tokenizer {text}")
@@ -65,7 +72,13 @@ def parse_tokenizer(text: str, files: Sequence[Path]) -> Candidate:
 
 def build_candidate(name: str, raw: Mapping[str, Any], origin: str) -> Candidate:
     """Of a recipe's tokenizer section. origin: what an error names. Raises UserError, one line."""
-    config = parse_recipe(_section(), {"tokenizer": dict(raw)}, origin).tokenizer  # type: ignore[attr-defined]
+    section: Any = parse_recipe(_section(), {"tokenizer": dict(raw)}, origin)
+    return candidate_of(name, section.tokenizer)
+
+
+def candidate_of(name: str, config: Any) -> Candidate:
+    """config: of a tokenizer. Where others' weights are possible, it notes the hash of those that are there."""
+    config = config.pinned() if isinstance(config, Pinned) else config
     return Candidate(name=name, config=config, tokenizer=config.build())
 
 
@@ -77,6 +90,20 @@ def _section() -> type[Config]:
 def _kinds() -> dict[str, type[Config]]:
     union = _section().model_fields["tokenizer"].annotation
     return {get_args(config.model_fields["kind"].annotation)[0]: config for config in get_args(union)}
+
+
+def _facts(like: Candidate, kind: type[Config]) -> dict[str, Any]:
+    """What a tokenizer's media are, by keys that another kind for such media may have."""
+    media, spec = like.tokenizer.media, like.tokenizer.fixed
+    if isinstance(media, Sounds):
+        kept = {key: value for key, value in recipe_data(like.config).items() if key in ("max_duration_s", "vocoder")}
+        return {"sample_rate_hz": media.sample_rate_hz, **kept}
+    if spec is None:
+        return {}
+    channels, *frames, height, width = spec.shape
+    of_clips = {"frames": frames[0], "frame_rate": media.per_second} if frames else {}
+    of_media = {} if issubclass(kind, VAEConfig) else {"channels": channels}  # where they are those of latents
+    return {"size": [height, width], **of_clips, **of_media}
 
 
 def _format(files: Sequence[Path], *, clips: bool) -> dict[str, Any]:

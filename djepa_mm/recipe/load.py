@@ -104,12 +104,12 @@ def load_as(schema: type[Schema], source: str | Path | Mapping[str, Any], overri
         _set(raw, key, value, shown)
     keys = [key for key, _, _ in changes]
     for key, _, shown in changes:
-        if not isinstance(overrides, Mapping) and _wants_text(schema, raw, key):
+        if not isinstance(overrides, Mapping) and wants_text(schema, raw, key):
             _set(raw, key, shown.partition("=")[2], shown)  # as it was typed: 2024 is a name here
     return parse_recipe(schema, raw, origin, keys)
 
 
-def _wants_text(schema: type[Config], raw: Mapping[str, Any], key: str) -> bool:
+def wants_text(schema: type[Config], raw: Mapping[str, Any], key: str) -> bool:
     """Whether what stands at a key is no text, and has to be one."""
     try:
         schema.model_validate_json(_json(raw))
