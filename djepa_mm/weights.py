@@ -99,6 +99,12 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+def trained_in(checkpoint: Path) -> Path | None:
+    """The folder that a run was trained in, where its corpus of a relative name lies; older checkpoints say none."""
+    way = read_state(checkpoint).get("folder")
+    return None if way is None else (checkpoint.resolve() / way).resolve()
+
+
 def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
     """Tensors of one of the checkpoint's files, whole where it is sharded. Raises UserError where it is damaged."""
     path = checkpoint / f"{name}.safetensors"

@@ -22,6 +22,7 @@ from djepa_mm.cli.options import (
     progress_bar,
     read_prompts,
     run_of,
+    write_json,
 )
 from djepa_mm.errors import UserError
 
@@ -60,7 +61,6 @@ def evaluate(
 
     Speech: word error rate, distances to recordings. Clips and pictures: Fréchet distance, recognised classes,
     prediction. Speed."""
-    import json
     import shlex
 
     from djepa_mm.door import load
@@ -91,7 +91,6 @@ def evaluate(
         )
     if not current().first:
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(target, figures)
     console().print(report(figures))
     typer.echo(target)

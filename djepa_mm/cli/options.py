@@ -141,6 +141,14 @@ def run_of(path: Path) -> Path:
     return path.absolute().parent.parent if (path / "state.json").is_file() else path
 
 
+def write_json(path: Path, data: Any) -> None:
+    """With the folder that it lies in."""
+    import json
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr; yields progress(done, total)."""

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Optional
 
 import typer
 
-from djepa_mm.cli.options import DeviceOption, OutOption, RecipeArgument, ResumeOption, SetOption
+from djepa_mm.cli.options import (
+    DeviceOption,
+    OutOption,
+    RecipeArgument,
+    ResumeOption,
+    RunArgument,
+    SetOption,
+    console,
+    progress_bar,
+    write_json,
+)
+
+FEW = 50  # items of each side, for a line at the end of the training
 
 app = typer.Typer(help="Train a tokenizer of our own, and see what it keeps.", no_args_is_help=True)
 
@@ -20,7 +33,9 @@ def train_tokenizer_verb(
     device: DeviceOption = "auto",
 ) -> None:
     """Train an autoencoder whose tokens a model can then learn: of pictures, clips or mels."""
+    from djepa_mm.bench.reconstruction import reconstruct, summary
     from djepa_mm.door import find_device
+    from djepa_mm.ranks import current
     from djepa_mm.recipe.tokenizer import load_tokenizer_recipe
     from djepa_mm.runs.log import run_console
     from djepa_mm.training.tokenizer import train_tokenizer
@@ -31,4 +46,35 @@ def train_tokenizer_verb(
     if not outcome.finished:
         typer.echo(f"go on with it: djepa-mm tokenizer train {recipe} --out {outcome.run} --resume")
         raise typer.Exit(130)
+    if current().first:
+        with progress_bar("reconstructing") as progress:
+            found = reconstruct(outcome.run, count=FEW, noises=(), device=find_device(device), progress=progress)
+        typer.echo(f"{summary(found)}; more of it: djepa-mm tokenizer evaluate {outcome.run}")
     typer.echo(f"train on its tokens: --set 'tokenizer={{kind: trained, path: {outcome.run}}}'")
+
+
+@app.command("evaluate")
+def evaluate_tokenizer(
+    run: RunArgument,
+    count: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Most items of each side; 100 by default."),
+    ] = None,
+    json_: Annotated[Optional[Path], typer.Option("--json", help="File for all figures.")] = None,  # noqa: UP045
+    device: DeviceOption = "auto",
+) -> None:
+    """What a tokenizer keeps of held-out items of its corpus, beside those that it has learned from."""
+    from djepa_mm.bench.reconstruction import COUNT, reconstruct, report, table
+    from djepa_mm.door import find_device
+    from djepa_mm.runs.files import check_writable
+
+    if json_ is not None:
+        check_writable(json_.parent)
+    with progress_bar("reconstructing") as progress:
+        found = reconstruct(run, count=count or COUNT, device=find_device(device), progress=progress)
+    console().print(table(found))
+    if found.held_out is None:
+        typer.echo("the corpus keeps nothing back: these are items that the tokenizer has learned from")
+    if json_ is not None:
+        write_json(json_, report(found))
+        typer.echo(json_)

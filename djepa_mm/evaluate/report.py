@@ -19,7 +19,7 @@ from djepa_mm.evaluate.speech import evaluate_speech
 from djepa_mm.evaluate.visual import evaluate_visual, first_frames, learned, read_items, spread
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.media.sounds import Sounds
-from djepa_mm.types import Progress, Source, UserError
+from djepa_mm.types import Item, Progress, Source, UserError
 from djepa_mm.weights import find_checkpoint
 
 SPEECH_COUNT, VISUAL_COUNT = 100, 200  # items, where nothing else is asked for
@@ -52,9 +52,8 @@ def evaluate_run(
         if texts:
             raise UserError("--prompts are for speech; clips and pictures are measured with the corpus' held-out items")
         figures = _visual(pipeline, count or VISUAL_COUNT, extractor, given, sampler, seed, progress)
-    elif "text" not in pipeline.condition.keys:
-        raise UserError("evaluate measures speech from texts, clips and pictures; this run gives something else")
     else:
+        _check_speaks(pipeline)
         if given is not None:
             raise UserError(f"--given {given}: frames are for clips; this run speaks")
         figures = _speech(pipeline, texts, count or SPEECH_COUNT, recogniser, sampler, seed, progress)
@@ -86,8 +85,7 @@ def _speech(
 ) -> dict[str, Any]:
     recordings = None
     if not texts:
-        source = _held_out(pipeline)
-        items = list(islice(read_items(pipeline, source, range(len(source))), count))
+        items = list(held_out_items(pipeline, _held_out(pipeline), count))
         texts = [pipeline.condition.request(item.entry)["text"] for item in items]
         recordings = [item.media for item in items]
     listener = recogniser_for(pipeline, recogniser, texts)
@@ -116,7 +114,7 @@ def _visual(
         if train.classes:
             classifier = train_classifier(
                 read_items(pipeline, train, learned(train, count, CLASSIFIER_ITEMS)),
-                list(read_items(pipeline, held_out, spread(count, len(held_out)))),
+                list(held_out_items(pipeline, held_out, count)),
                 train.classes,
                 seed=seed,
                 device=device,
@@ -125,6 +123,28 @@ def _visual(
         return evaluate_visual(
             pipeline, held_out, train, network, sampler, seed, count, progress, classifier=classifier, given=given
         )
+
+
+def check_measurable(pipeline: Pipeline) -> Source:
+    """What a run like this one is measured with, without a text given: the held-out part of its corpus. Raises
+    UserError where there is none, or where its media cannot be measured."""
+    if isinstance(pipeline.tokenizer.media, Sounds):
+        _check_speaks(pipeline)
+    else:
+        first_frames(pipeline)
+    return _held_out(pipeline)
+
+
+def held_out_items(pipeline: Pipeline, source: Source, count: int | None = None) -> Iterator[Item]:
+    """Those of the held-out part that a run is measured with. Raises UserError where none can be used."""
+    if isinstance(pipeline.tokenizer.media, Sounds):
+        return islice(read_items(pipeline, source, range(len(source))), count or SPEECH_COUNT)
+    return read_items(pipeline, source, spread(count or VISUAL_COUNT, len(source)))
+
+
+def _check_speaks(pipeline: Pipeline) -> None:
+    if "text" not in pipeline.condition.keys:
+        raise UserError("evaluate measures speech from texts, clips and pictures; this run gives something else")
 
 
 def _held_out(pipeline: Pipeline) -> Source:

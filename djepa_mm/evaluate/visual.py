@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from djepa_mm.core.sampler import Sampler
 from djepa_mm.data.reading import ReadsAhead
@@ -212,18 +212,26 @@ def learned(train: Source, count: int, most: int) -> list[int]:
 
 
 def read_items(pipeline: Pipeline, source: Source, indices: Sequence[int]) -> Iterator[Item]:
-    """Items one by one. Broken ones, and those that the run's tokenizer or its kind of condition cannot take, such as
-    of a class that it does not know, are left out with a Notice.
+    """`usable_items`, but for those that the run's tokenizer or its kind of condition cannot take, such as of a class
+    that it does not know."""
 
-    Raises UserError where none is left."""
+    def check(item: Item) -> None:
+        pipeline.tokenizer.spec_of(tuple(item.media.shape))
+        pipeline.condition.read(item.entry)
+
+    return usable_items(source, indices, check)
+
+
+def usable_items(source: Source, indices: Sequence[int], check: Callable[[Item], Any]) -> Iterator[Item]:
+    """Items one by one. Broken ones, and those for which `check` raises BrokenItem or UserError, are left out with a
+    Notice. Raises UserError where none is left."""
     left, broken = 0, {}
     try:
         for index, item in zip(indices, _read(source, indices), strict=True):
             try:
                 if isinstance(item, BrokenItem):
                     raise item
-                pipeline.tokenizer.spec_of(tuple(item.media.shape))
-                pipeline.condition.read(item.entry)
+                check(item)
             except (BrokenItem, UserError) as error:
                 broken[source.entry(index).name] = str(error)
                 continue

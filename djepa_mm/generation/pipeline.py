@@ -25,7 +25,7 @@ from djepa_mm.recipe.build import build_model, build_sampler
 from djepa_mm.recipe.load import Overrides, load_recipe
 from djepa_mm.recipe.schema import Recipe
 from djepa_mm.types import FOLDERS, ConditionKind, Extent, MediaSpec, Progress, Tokenizer
-from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_state, read_tensors
+from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_state, read_tensors, trained_in
 
 MOST = 1_000_000  # of steps, guidance and temperature: beyond it, there are no numbers
 Jobs = list[Job]  # of one request: one, or the parts that are joined
@@ -45,11 +45,10 @@ class Pipeline:
         overrides: of keys of its recipe. Raises UserError where it is missing or damaged."""
         checkpoint = find_checkpoint(run)
         recipe, state = load_recipe(checkpoint / "recipe.yaml", overrides), read_state(checkpoint)
-        if "folder" in state:  # not in older ones
-            trained_in = (checkpoint.resolve() / state["folder"]).resolve()
+        if (folder := trained_in(checkpoint)) is not None:
             given = {override.partition("=")[0].strip() for override in overrides}  # of text or of keys
             fields = [field for field in FOLDERS if not {f"data.{field}", "data"} & given]
-            recipe = recipe.model_copy(update={"data": recipe.data.seen_from(trained_in, fields)})
+            recipe = recipe.model_copy(update={"data": recipe.data.seen_from(folder, fields)})
         weights = read_tensors(checkpoint, "averaged")
         prefix = f"{TOKENIZER}."
         learned = {name.removeprefix(prefix): weights.pop(name) for name in list(weights) if name.startswith(prefix)}
