@@ -110,6 +110,7 @@ def test_verbs() -> None:
         "edit",
         "evaluate",
         "tokens",
+        "tokenizer",
         "import",
         "export",
         "recipes",
@@ -129,6 +130,19 @@ def test_verbs() -> None:
         assert option in shown
     shown = command("edit", "--help").stdout
     for option in ("--from", "--to", "--seconds", "--mask", "--text", "--class", "--seed", "--out"):
+        assert option in shown
+    shown = inside("tokens", "--help").stdout
+    for option in (
+        "--tokenizer",
+        "--out",
+        "--save",
+        "--json",
+        "--repeats",
+        "--generate",
+        "--recipe",
+        "--count",
+        "--seed",
+    ):
         assert option in shown
     shown = command("train", "--help").stdout
     for option in ("--out", "--resume", "--set", "--device"):
