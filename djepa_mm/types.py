@@ -215,7 +215,7 @@ class Pinned(Protocol):
 class RawTokens(Protocol):
     """Of a tokenizer whose tokens hold the media as they are, so that losses can look at these."""
 
-    def pictures(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    def views(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Tokens (B, N, C) of items of one grid -> pictures, frames or mels, (B', channels, height, width), about in
         [-1, 1]; gradients go through it."""
         ...

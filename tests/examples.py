@@ -19,6 +19,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
+import djepa_mm
+from djepa_mm.layout import EXTENSIONS
+
 SMALL = {
     "model.width": 32, "model.depth": 1, "model.heads": 2, "head.width": 32, "head.blocks": 1, "head.steps": 2,
     "batch.size": 8, "batch.cache": False, "sample.steps": 2, "run.samples": 4, "run.sample_every": None,
@@ -75,7 +78,11 @@ def run_command(command: str) -> None:
     if command in ELSEWHERE:
         return
     if name == "export":
-        os.environ.update(argument.split("=", 1) for argument in arguments)
+        for variable, value in (argument.split("=", 1) for argument in arguments):
+            if variable == EXTENSIONS:  # which the commands' own processes would read as they start
+                djepa_mm.extend(value)
+            else:
+                os.environ[variable] = value
         return
     if name != "djepa-mm":
         raise ValueError(f"nothing runs this example: {command}")

@@ -97,7 +97,8 @@ print(*sys.modules)
 
 def test_tokenizers_see_no_core() -> None:
     """Only the shared types, the layers of networks, a reader of weights, media files and vocoders."""
-    allowed = ("types", "errors", "kinds", "weights", "moments", "media", "core.nn", "speech.vocoders")
+    shared = ("types", "errors", "kinds", "weights", "moments", "media", "core.nn", "speech.vocoders")
+    allowed = (*shared, "tokenizers.autoencoder")
     for path in (ROOT / "tokenizers").glob("*.py"):
         for name in of_package(imports(path)):
             assert f"{name}.".startswith(tuple(f"djepa_mm.{part}." for part in allowed)), f"{path.name} imports {name}"

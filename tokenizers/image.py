@@ -148,9 +148,9 @@ class Patches(_Pictures):
         return self.unit.apply(self._to_tokens(media))
 
     def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
-        return self.pictures(tokens, spec.grid).clamp(-1, 1)
+        return self.views(tokens, spec.grid).clamp(-1, 1)
 
-    def pictures(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    def views(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
         return self._to_volume(self.unit.undo(tokens), grid)
 
     def fit(self, media: Iterable[Tensor]) -> None:

@@ -96,7 +96,7 @@ class Mel:
         (samples,) = spec.shape
         return self.waveform(log_mel, samples)
 
-    def pictures(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    def views(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """The log-mels (B, 1, M, F), a third of their unit variance."""
         return rearrange(tokens, "b n (r m) -> b 1 m (n r)", r=self.config.frames_per_token) / 3
 

@@ -224,7 +224,7 @@ class ClipPatches(_Clips):
     def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
         return self._frames(tokens, spec.grid).clamp(-1, 1)
 
-    def pictures(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    def views(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
         return rearrange(self._frames(tokens, grid), "b c t h w -> (b t) c h w")
 
     def _raw(self, media: Tensor) -> Tensor:

@@ -248,7 +248,7 @@ class TokenizerTask:
     def _pictures(self, tokens: Tensor, groups: Alike) -> list[Tensor]:
         """(B, N, P) -> pictures of all items, those of one size together."""
         assert isinstance(self.raw, RawTokens)
-        return [self.raw.pictures(tokens[rows, : math.prod(grid)], grid) for grid, rows in groups.items()]
+        return [self.raw.views(tokens[rows, : math.prod(grid)], grid) for grid, rows in groups.items()]
 
     # --- what shows how well it has learned
 
