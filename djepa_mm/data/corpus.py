@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from djepa_mm.data.batches import ALL, Batcher, Encoded, Portion, Read, Share, deaf_to_interrupts, leave_interrupts
 from djepa_mm.data.compact import Alike
 from djepa_mm.data.drawing import BEFORE, TOKENS, drawing, item_seed
-from djepa_mm.data.reading import Kept, KeptCorpus, Memory, Reading, Row, content_of, draws, every_reading, readings_of
+from djepa_mm.data.reading import Kept, KeptCorpus, Memory, Reading, Row, draws, every_reading, readings_of
 from djepa_mm.recipe.schema import BatchConfig
 from djepa_mm.types import BrokenItem, ConditionKind, Entry, MediaSpec, Progress, Source, Tokenizer, UserError
 
@@ -68,6 +68,7 @@ class Corpus:
         self.specs: Alike[MediaSpec] = Alike(len(source))  # as the headers say; broken items are not in it
         self.values: Alike[Any] = Alike(len(source))  # of the condition, likewise
         self.reading: Source | Kept = source  # or the cache of it
+        self._whole = Reading(source)
         self._names = hashlib.sha256()
         of_shape: dict[tuple[int, ...], MediaSpec] = {}
         for index in range(len(source)):
@@ -100,7 +101,7 @@ class Corpus:
         """The media of an item or its kept tokens, or None where it is broken; the report then names it."""
         try:
             with drawing(item_seed(self.seed, BEFORE, index)):
-                return content_of(self.source, index)
+                return self._whole.content(index)
         except BrokenItem as error:
             self.broken[self.source.entry(index).name] = str(error)
             self._check_share()

@@ -84,34 +84,36 @@ class Reading(Dataset[Row]):
     """Items by index and seed."""
 
     def __init__(self, source: Source | Kept) -> None:
-        self.source = source
+        self.source: Any = source
+        # once: to ask whether a source has a protocol takes as long as to read a small item
+        self.ahead = source if isinstance(source, ReadsAhead) else None
+        self.kept = source if isinstance(source, Kept) else None
 
     def __getitems__(self, wanted: Sequence[tuple[int, int]]) -> list[Row]:
         """A batch at once: sources that can read ahead do so."""
-        if not isinstance(self.source, ReadsAhead):
+        if self.ahead is None:
             return [self[one] for one in wanted]
         indices, seeds = [index for index, _ in wanted], [seed for _, seed in wanted]
         return [
             Row(index, str(item) if isinstance(item, BrokenItem) else item.media)
-            for index, item in zip(indices, self.source.read_all(indices, seeds), strict=True)
+            for index, item in zip(indices, self.ahead.read_all(indices, seeds), strict=True)
         ]
 
     def __getitem__(self, wanted: tuple[int, int]) -> Row:
         index, seed = wanted
         try:
             with drawing(seed):
-                return Row(index, content_of(self.source, index))
+                return Row(index, self.content(index))
         except BrokenItem as error:
             return Row(index, str(error))
         except UserError as error:
             return Row(index, error)
 
-
-def content_of(source: Source | Kept, index: int) -> Tensor | Encoded:
-    """One reading of an item, drawn by torch's random state. Raises BrokenItem."""
-    if isinstance(source, Kept):
-        return source.tokens(index, one_of(source.readings))
-    return source.read(index).media
+    def content(self, index: int) -> Tensor | Encoded:
+        """One reading of an item, drawn by torch's random state. Raises BrokenItem."""
+        if self.kept is not None:
+            return self.kept.tokens(index, one_of(self.kept.readings))
+        return self.source.read(index).media
 
 
 # --- every reading of each item ---------------------------------------------------------------------------------------
@@ -121,25 +123,26 @@ class _EveryReading(Dataset[list[Row]]):
     """All readings of an item, or `drawn` of them where there are too many."""
 
     def __init__(self, source: Source, seed: int, drawn: int) -> None:
-        self.source, self.seed, self.drawn = source, seed, drawn
+        self.seed, self.drawn, self.reading = seed, drawn, Reading(source)
+        self.few = source if isinstance(source, Kept | FewReadings) else None
 
     def __getitems__(self, indices: Sequence[int]) -> list[list[Row]]:
-        if isinstance(self.source, Kept | FewReadings):
-            return [[self._as(index, n) for n in range(self.source.readings)] for index in indices]
+        if self.few is not None:
+            return [[self._as(self.few, index, n) for n in range(self.few.readings)] for index in indices]
         wanted = [
             (index, item_seed(self.seed, BEFORE, index, *((READINGS, n) if self.drawn > 1 else ())))
             for index in indices
             for n in range(self.drawn)
         ]
-        rows = Reading(self.source).__getitems__(wanted)
+        rows = self.reading.__getitems__(wanted)
         return [rows[start : start + self.drawn] for start in range(0, len(rows), self.drawn)]
 
-    def _as(self, index: int, reading: int) -> Row:
+    @staticmethod
+    def _as(source: Kept | FewReadings, index: int, reading: int) -> Row:
         try:
-            if isinstance(self.source, Kept):
-                return Row(index, self.source.tokens(index, reading))
-            assert isinstance(self.source, FewReadings)
-            return Row(index, self.source.read_as(index, reading).media)
+            if isinstance(source, Kept):
+                return Row(index, source.tokens(index, reading))
+            return Row(index, source.read_as(index, reading).media)
         except BrokenItem as error:
             return Row(index, str(error))
         except UserError as error:

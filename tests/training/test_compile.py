@@ -1,26 +1,18 @@
-"""torch.compile of the blocks, which needs a C++ compiler on a CPU."""
+"""torch.compile of the blocks: how they are wrapped. The C++ that torch makes of their graph is torch's own matter."""
 
 from __future__ import annotations
 
 import copy
-import shutil
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from torch._inductor import config
 
 from djepa_mm.core.nn.blocks import Transformer
 from djepa_mm.ranks import ALONE
 from djepa_mm.recipe.schema import ComputeConfig
 from djepa_mm.training.wrap import wrap
-
-QUICKLY = {
-    "compile_threads": 1,  # no pool of processes, each of which would import torch
-    "pattern_matcher": False,
-    "cpp.simdlen": 1,
-}
 
 
 def losses(network: torch.nn.Module) -> list[float]:
@@ -36,12 +28,11 @@ def losses(network: torch.nn.Module) -> list[float]:
     return found
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler (c++) on a CPU")
-def test_compiled_blocks_learn_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+def test_compiled_blocks_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph, forwards and backwards, for all lengths."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # traced alike, no C++ made
     plain = Transformer(width=16, depth=1, heads=2, mlp_ratio=2, dropout=0.0, qk_norm=False)
     compiled = wrap(copy.deepcopy(plain), ComputeConfig(compile=True), ALONE, torch.device("cpu"), unused=False)
     expected, before = losses(plain), counters["stats"]["unique_graphs"]
-    with config.patch(QUICKLY):
-        assert losses(compiled) == pytest.approx(expected, rel=1e-4)
+    assert losses(compiled) == pytest.approx(expected, rel=1e-4)
     assert counters["stats"]["unique_graphs"] == before + 1, "one graph for all lengths"

@@ -32,9 +32,9 @@ from djepa_mm.weights import find_checkpoint, read_tensors
 
 SMALL = {
     "model.width": 32, "model.depth": 2, "model.heads": 2, "model.dropout": 0.0, "head.width": 16, "head.blocks": 1,
-    "head.steps": 2, "batch.size": 10, "sample.steps": 2, "optim.minutes": None, "optim.precision": "fp32",
-    "optim.schedule": "constant", "optim.ema_schedule": "constant", "optim.warmup_steps": 2, "run.log_every": 1,
-    "run.sample_every": None, "run.samples": 4,
+    "head.steps": 2, "batch.size": 10, "batch.cache": False, "sample.steps": 2, "optim.minutes": None,
+    "optim.precision": "fp32", "optim.schedule": "constant", "optim.ema_schedule": "constant", "optim.warmup_steps": 2,
+    "run.log_every": 1, "run.sample_every": None, "run.samples": 4,
 }  # fmt: skip
 TOKENIZER = {  # with all that comes in within a run; without the eps, AdamW makes much of gradients of rounding
     **SMALL_TOKENIZER, "batch.size": 10, "optim.steps": 6, "optim.eps": 1e-3, "loss.denoise": {"until": 0.6},
