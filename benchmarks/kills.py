@@ -36,7 +36,7 @@ from djepa_mm.data.encoding import Keeping, encode_corpus
 from djepa_mm.data.pack import pack
 from djepa_mm.media.clips import write_clip
 from djepa_mm.recipe.load import load_recipe
-from djepa_mm.runs.checkpoint import differences
+from djepa_mm.runs.checkpoint import UNFINISHED, differences
 from djepa_mm.weights import checkpoints, find_checkpoint
 
 SMALL = {
@@ -113,6 +113,7 @@ def trial(out: Path, recipe: str, overrides: dict[str, Any], kills: int, chance:
     while left:
         if cut.exists() and (found := checkpoints(cut / "checkpoints")) and found[-1].name == "step-00000060":
             shutil.rmtree(cut)  # it came to its end in between: begin anew
+        left_over = unfinished(cut)
         process = life(cut, recipe, overrides)
         process.join(chance.uniform(0, whole_s / 2))
         if not process.is_alive():
@@ -126,14 +127,21 @@ def trial(out: Path, recipe: str, overrides: dict[str, Any], kills: int, chance:
         logged = cut / "log.jsonl"
         steps = [json.loads(line)["step"] for line in logged.read_text().splitlines()] if logged.exists() else []
         again += max(steps, default=0) - int(saved.removeprefix("step-")) if steps else 0
-        assert not list(cut.glob("checkpoints/.*.tmp")) or how == signal.SIGKILL, "a temporary file is left over"
+        if how == signal.SIGTERM:  # one that has come before the run began takes nothing away
+            assert unfinished(cut) <= left_over, "a temporary file is left over"
     process = life(cut, recipe, overrides)
     process.join()
+    assert not unfinished(cut), "a temporary file is left over"
     losses = [(out / run / "log.jsonl").read_text().splitlines() for run in ("whole", "cut")]
     terms = [[{k: json.loads(line)[k] for k in ("step", "generation", "prediction")} for line in run] for run in losses]
     differ = differences(find_checkpoint(out / "whole"), find_checkpoint(cut))
     same = "the same" if terms[0] == terms[1] else "OTHERS"
     return [str(done[signal.SIGKILL]), str(done[signal.SIGTERM]), str(again), ", ".join(differ) or "nothing", same]
+
+
+def unfinished(run: Path) -> set[Path]:
+    """What is there of checkpoints that are not whole."""
+    return set((run / "checkpoints").glob(UNFINISHED))
 
 
 def life(out: Path, recipe: str, overrides: dict[str, Any]) -> multiprocessing.Process:

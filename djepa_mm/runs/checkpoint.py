@@ -32,6 +32,7 @@ from djepa_mm.runs.files import written_to
 from djepa_mm.weights import FORMAT, checkpoints, read_state, read_tensors, sha256
 
 FILES = ("averaged", "online", "training")
+UNFINISHED = ".*.tmp"  # the name of a checkpoint's folder until it is whole
 
 
 def save_checkpoint(
@@ -48,7 +49,7 @@ def save_checkpoint(
     another thread than the main one, else None. Raises UserError, in every process, where one of them cannot write."""
     ranks = ranks or current()
     target = folder / f"step-{state['step']:08d}"
-    temporary = folder / f".{target.name}.tmp"
+    temporary = folder / UNFINISHED.replace("*", target.name)
 
     def begin() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -89,6 +90,12 @@ def save_checkpoint(
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     return target
+
+
+def remove_unfinished(folder: Path) -> None:
+    """What runs that were killed have left of their checkpoints in `folder`."""
+    for path in folder.glob(UNFINISHED):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def snapshot(tensors: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> dict[str, dict[str, Tensor]]:

@@ -24,6 +24,7 @@ from djepa_mm.errors import UserError
 from djepa_mm.precision import matrix_speed, without_slow_bf16
 from djepa_mm.ranks import ElsewhereError, current, settle
 from djepa_mm.recipe.load import dump_recipe
+from djepa_mm.runs.checkpoint import remove_unfinished
 from djepa_mm.runs.files import check_writable, only_run, written_to
 from djepa_mm.runs.log import append_log, cut_log, run_bar, tracker
 from djepa_mm.training.callbacks import Callback
@@ -191,6 +192,7 @@ class Trainer:
         with written_to(self.out):
             (self.out / "recipe.yaml").write_text(dump_recipe(self.task.recipe), encoding="utf-8")
             cut_log(self.out / "log.jsonl", self.state.step)
+            remove_unfinished(self.out / "checkpoints")
 
     def _next(self, batches: Iterator[tuple[Any, Cursor]]) -> tuple[Any, Cursor]:
         """The next batch, and its cursor. All processes agree on the clock, on whether the checkpoint before is whole,

@@ -68,7 +68,10 @@ def part_and_rest(overrides: dict[str, object], out: Path, at: int) -> Path:
     for _ in range(at):
         trainer.one_step(batches)
     trainer.save()
+    left_over = out / "checkpoints" / ".step-00000099.tmp"  # by one that was killed
+    left_over.mkdir()
     train(recipe, out, resume=True)
+    assert not left_over.exists()
     return out
 
 
