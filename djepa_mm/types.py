@@ -311,6 +311,11 @@ class SourceConfig(Config):
     made: ClassVar[bool] = False
     """Whether `build` makes the corpus where it is not there, so that nobody should call it only to look."""
 
+    @property
+    def origin(self) -> SourceConfig:
+        """Of the corpus that the items come from in the end: another one where this keeps their tokens."""
+        return self
+
     @abstractmethod
     def build(self) -> Source | Stream: ...
 
