@@ -31,6 +31,8 @@ __all__ = [
     "Entry",
     "Extent",
     "Item",
+    "Judge",
+    "Judgement",
     "Media",
     "MediaSpec",
     "Pinned",
@@ -309,6 +311,11 @@ class SourceConfig(Config):
     made: ClassVar[bool] = False
     """Whether `build` makes the corpus where it is not there, so that nobody should call it only to look."""
 
+    @property
+    def origin(self) -> SourceConfig:
+        """Of the corpus that the items come from in the end: another one where this keeps their tokens."""
+        return self
+
     @abstractmethod
     def build(self) -> Source | Stream: ...
 
@@ -330,6 +337,29 @@ class SourceConfig(Config):
     def fetch(self, progress: Progress) -> str:
         """Download or make the corpus -> what was done, in a line. Raises UserError where that cannot be done here."""
         raise UserError("this corpus cannot be fetched from here; the recipe's head says where it comes from")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """Of an item beside what was asked for."""
+
+    fits: bool
+    facts: Mapping[str, bool]  # by attribute of the text: whether the item has it
+    kind: str  # of what was asked for
+    centre: tuple[float, ...] | None  # of what was found, as shares of the media's axes; None where nothing was
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Of a corpus' config that can tell whether an item fits a text."""
+
+    def judge(self, media: Sequence[Tensor], texts: Sequence[str]) -> list[Judgement]:
+        """Raises UserError for a text that it does not understand."""
+        ...
+
+    def build_unseen(self) -> Source | None:
+        """Items of combinations that training never has; None where there are none such."""
+        ...
 
 
 # --- conditions -------------------------------------------------------------------------------------------------------

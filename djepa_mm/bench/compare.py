@@ -159,8 +159,9 @@ class Result:
 
     @property
     def frechet_ratio(self) -> float | None:
-        """The Fréchet distance over that of real items; None of sounds, and where the real ones do not differ."""
-        if self.speaks or not self.figures["real"]["frechet_distance"]:
+        """The Fréchet distance over that of real items; None where there is none, and where the real ones do not
+        differ."""
+        if "frechet_distance" not in self.figures or not self.figures["real"]["frechet_distance"]:
             return None
         return self.figures["frechet_distance"] / self.figures["real"]["frechet_distance"]
 
@@ -219,6 +220,8 @@ GENERATION: dict[str, Callable[[Result], str]] = {
     "recognised": _figure("clip_accuracy", form=".1%"),
     "recognised, of real ones": _figure("real", "clip_accuracy", form=".1%"),
     "Fréchet distance over real's": lambda r: "" if r.frechet_ratio is None else f"{r.frechet_ratio:.2f}",
+    "fits its text": _figure("seen", "generated", "overall", form=".1%"),
+    "fits its text, through tokens": _figure("seen", "reconstructed", "overall", form=".1%"),
     "word error rate": _figure("word_error_rate", form=".1%"),
     "word error rate of recordings": _figure("recordings", "word_error_rate", form=".1%"),
     "word error rate through tokens": _figure("recordings", "vocoder_word_error_rate", form=".1%"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -36,6 +37,15 @@ if TYPE_CHECKING:
     from djepa_mm.door import Model
 
 
+class Benchmark(StrEnum):
+    """Whose scorer is to read the pictures."""
+
+    geneval = "geneval"
+    t2i_compbench = "t2i-compbench"
+    genai_bench = "genai-bench"
+    dpg = "dpg"
+
+
 def generate(
     run: RunArgument,
     class_: Annotated[
@@ -49,7 +59,10 @@ def generate(
     ] = None,
     condition: ConditionOption = None,
     unknown: UnknownOption = Unknown.error,
-    count: Annotated[int, typer.Option(min=1, help="Items of each class or text.")] = 1,
+    count: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Items of each class or text; 1, or what the scorer of a --layout is meant for."),
+    ] = None,
     candidates: Annotated[
         int, typer.Option(min=1, help="Speak each text so many times and keep what the recogniser understands best.")
     ] = 1,
@@ -78,30 +91,50 @@ def generate(
         Optional[str],  # noqa: UP045
         typer.Option("--format", help="Of the files: mp4, gif or webp; png, webp or jpg; wav or flac."),
     ] = None,
+    layout: Annotated[
+        Optional[Benchmark],  # noqa: UP045
+        typer.Option(help="Write the folders that a benchmark's scorer reads; --prompts is its own file of prompts."),
+    ] = None,
     set_: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Generate from a trained run: a file an item, a sheet and a page of all."""
     from djepa_mm.door import load
     from djepa_mm.generation.files import check_suffix, clear_generated, write_results
+    from djepa_mm.generation.layouts import LAYOUTS, Prompt, check_layout, write_layout
+    from djepa_mm.generation.layouts import read_prompts as read_benchmark
     from djepa_mm.ranks import current
     from djepa_mm.runs.files import check_writable
 
     check_finite(seconds=seconds, rate=rate, guidance=guidance, temperature=temperature)
     if text is not None and prompts is not None:
         raise UserError("--text and --prompts: give one of the two")
-    texts = [text] if text is not None else read_prompts(prompts) if prompts is not None else []
+    texts = [text] if text is not None else []
+    benchmark: list[Prompt] = []
+    if layout is not None:
+        if prompts is None:
+            raise UserError(f"--layout {layout}: give the benchmark's file of prompts, --prompts FILE")
+        if format_ is not None:
+            raise UserError(f"--format {format_}: the layout says which files there are; leave it out")
+        benchmark = read_benchmark(layout, prompts)
+        texts = [prompt.text for prompt in benchmark]
+        count = count or LAYOUTS[layout].count
+    elif prompts is not None:
+        texts = read_prompts(prompts)
     extra = {**({} if rate == 1 else {"rate": rate}), **({} if unknown is Unknown.error else {"unknown": "drop"})}
     conditions = asked(class_ or [], texts, condition or [], extra)
     model = load(run, set_ or [], device=device)
-    check_writable(out or run_of(run) / "generated")  # before minutes of work
+    folder = out or run_of(run) / (layout or "generated")
+    check_writable(folder)  # before minutes of work
+    if layout is not None:
+        check_layout(layout, model.pipeline.tokenizer, folder, count=count or 1, size=size_of(size))
     suffix = None if format_ is None else f".{format_.lower().lstrip('.')}"
     if suffix is not None:
         check_suffix(model.pipeline.tokenizer.media, suffix, f"--format {format_}")
     with progress_bar("generating") as progress:
         items = model.generate(
             conditions or None,
-            count=count,
+            count=count or 1,
             seconds=seconds,
             size=size_of(size),
             first_frames=_read_frames(model, "--first-frames", first_frames),
@@ -117,12 +150,14 @@ def generate(
         )
     if not current().first:
         return
-    folder = out
-    if folder is None:  # the run's own, of which nothing older is left
-        folder = run_of(run) / "generated"
-        clear_generated(folder)
+    if layout is not None:
+        written, total = write_layout(layout, benchmark, items, folder), len(items)
+    else:
+        if out is None:  # the run's own folder, of which nothing older is left
+            clear_generated(folder)
+        written, total = write_results(items, folder, model.recipe.name, suffix), len(items) + 2
     with progress_bar("writing") as progress:
-        paths = list(_counted(write_results(items, folder, model.recipe.name, suffix), len(items) + 2, progress))
+        paths = list(_counted(written, total, progress))
     for path in paths if len(paths) <= MOST_PATHS else paths[-2:]:
         typer.echo(path)
     if len(paths) > MOST_PATHS:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.table import Table
@@ -15,14 +15,15 @@ from rich.table import Table
 from djepa_mm.core.sampler import Sampler
 from djepa_mm.evaluate.candidates import recogniser_for
 from djepa_mm.evaluate.features import EMBEDDED, extractor_for, train_classifier
+from djepa_mm.evaluate.judged import JudgedFigures, evaluate_judged, judged_table
 from djepa_mm.evaluate.speech import evaluate_speech
 from djepa_mm.evaluate.visual import evaluate_visual, first_frames, learned, read_items, spread
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.media.sounds import Sounds
-from djepa_mm.types import Item, Progress, Source, UserError
+from djepa_mm.types import Item, Judge, Progress, Source, UserError
 from djepa_mm.weights import find_checkpoint
 
-SPEECH_COUNT, VISUAL_COUNT = 100, 200  # items, where nothing else is asked for
+SPEECH_COUNT, VISUAL_COUNT, JUDGED_COUNT = 100, 200, 300  # items, where nothing else is asked for
 CLASSIFIER_ITEMS = 1000  # most that the classifier of frames learns from
 
 
@@ -44,19 +45,25 @@ def evaluate_run(
 
     texts: what to speak; without them, up to `count` held-out items of the run's corpus, with their recordings. Clips
     and pictures are always measured with held-out ones. recogniser: of speech; extractor, given: for clips and
-    pictures. Raises UserError where there is nothing to measure with.
+    pictures, unless their corpus itself can tell what fits a text. Raises UserError where there is nothing to measure
+    with.
     """
     sampler = sampler or pipeline.sampler
     figures: Mapping[str, Any]
-    if not isinstance(pipeline.tokenizer.media, Sounds):
-        if texts:
-            raise UserError("--prompts are for speech; clips and pictures are measured with the corpus' held-out items")
-        figures = _visual(pipeline, count or VISUAL_COUNT, extractor, given, sampler, seed, progress)
-    else:
+    if isinstance(pipeline.tokenizer.media, Sounds):
         _check_speaks(pipeline)
         if given is not None:
             raise UserError(f"--given {given}: frames are for clips; this run speaks")
         figures = _speech(pipeline, texts, count or SPEECH_COUNT, recogniser, sampler, seed, progress)
+    elif texts:
+        raise UserError("--prompts are for speech; clips and pictures are measured with the corpus' held-out items")
+    elif (judge := _judge(pipeline)) is not None:
+        if given is not None:
+            raise UserError(f"--given {given}: frames are for clips that follow their first ones; leave it out here")
+        held_out = _held_out(pipeline)
+        figures = evaluate_judged(pipeline, judge, held_out, sampler, seed, count or JUDGED_COUNT, progress)
+    else:
+        figures = _visual(pipeline, count or VISUAL_COUNT, extractor, given, sampler, seed, progress)
     checkpoint = find_checkpoint(run)
     return {
         "command": command,
@@ -130,7 +137,7 @@ def check_measurable(pipeline: Pipeline) -> Source:
     UserError where there is none, or where its media cannot be measured."""
     if isinstance(pipeline.tokenizer.media, Sounds):
         _check_speaks(pipeline)
-    else:
+    elif _judge(pipeline) is None:
         first_frames(pipeline)
     return _held_out(pipeline)
 
@@ -140,6 +147,12 @@ def held_out_items(pipeline: Pipeline, source: Source, count: int | None = None)
     if isinstance(pipeline.tokenizer.media, Sounds):
         return islice(read_items(pipeline, source, range(len(source))), count or SPEECH_COUNT)
     return read_items(pipeline, source, spread(count or VISUAL_COUNT, len(source)))
+
+
+def _judge(pipeline: Pipeline) -> Judge | None:
+    """The corpus that a run was trained on, where it can tell what fits a text."""
+    origin = pipeline.recipe.data.origin
+    return origin if isinstance(origin, Judge) else None
 
 
 def _check_speaks(pipeline: Pipeline) -> None:
@@ -165,8 +178,11 @@ def _held_out(pipeline: Pipeline) -> Source:
 
 def report(figures: Mapping[str, Any]) -> Table:
     """The figures as a table for the terminal."""
-    judge = figures.get("recogniser") or figures["extractor"]
-    table = Table("measure", "value", title=f"{figures['recipe']}, {figures['checkpoint']}, {judge}")
+    title = f"{figures['recipe']}, {figures['checkpoint']}"
+    if "seen" in figures:
+        return judged_table(cast(JudgedFigures, figures), title)
+    network = figures.get("recogniser") or figures["extractor"]
+    table = Table("measure", "value", title=f"{title}, {network}")
     for name, value in _rows(figures):
         table.add_row(name, value)
     return table

@@ -125,7 +125,7 @@ def test_verbs() -> None:
     for option in (
         *("--class", "--text", "--prompts", "--count", "--seconds", "--steps", "--guidance", "--temperature"),
         *("--seed", "--out", "--set", "--rate", "--candidates", "--unknown", "--recogniser"),
-        *("--first-frames", "--last-frames", "--format"),
+        *("--first-frames", "--last-frames", "--format", "--layout"),
     ):
         assert option in shown
     shown = command("edit", "--help").stdout

@@ -16,6 +16,10 @@ class LatentsConfig(SourceConfig):
     root: str
     """The folder."""
 
+    @property
+    def origin(self) -> SourceConfig:
+        return self.build().original
+
     def build(self) -> Latents:
         return Latents(Path(self.root).expanduser())
 

@@ -1,0 +1,126 @@
+"""Pictures with captions that need no download and no files: scenes of coloured shapes, drawn as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
+
+from djepa_mm.data.scene_scorer import judge
+from djepa_mm.data.scenes import CATEGORIES, Caption, Category, draw, imagine, least_side, place
+from djepa_mm.types import Entry, Item, Judgement, Progress, SourceConfig
+
+HELD_OUT = 1200  # scenes that are kept for evaluation, with combinations that training has, and as many without
+Side = Literal["train", "seen", "unseen"]
+
+
+class ShapesConfig(SourceConfig):
+    """Coloured shapes on grey grounds, with captions such as "two red circles" and "a blue square left of a ring"."""
+
+    source: Literal["shapes"]
+    count: PositiveInt = 20_000
+    size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] = (32, 32)
+    """Height and width."""
+    sizes: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None = None
+    """In place of `size`: the least and the most pixels, between which each picture draws its height and its width."""
+    multiple: PositiveInt = 8
+    """Of which `sizes` draws multiples: the tokenizer's patch."""
+    objects: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (6.0, 14.0)
+    """Height and width of the smallest objects and of the largest, in pixels."""
+    categories: Annotated[tuple[Category, ...], Field(min_length=1, strict=False)] = CATEGORIES
+    """What captions say; fewer are a simpler grammar."""
+    skew: NonNegativeFloat = 0.0
+    """Exponent of Zipf's law, by which colours and shapes become rarer in their order; held-out scenes have them all
+    alike."""
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> ShapesConfig:
+        if self.objects[0] > self.objects[1]:
+            raise ValueError(
+                f"data.objects: {self.objects[0]:g} is more than {self.objects[1]:g}; give the least first"
+            )
+        least = least_side(self.objects[0])
+        if self.sizes is None:
+            if min(self.size) < least:
+                raise ValueError(
+                    f"data.size: {list(self.size)} is too small for objects of {self.objects[0]:g} pixels; "
+                    f"give {least} or more"
+                )
+        elif not self.sides or self.sides[0] < least:
+            raise ValueError(
+                f"data.sizes: {list(self.sizes)} must hold a multiple of data.multiple {self.multiple}, and none below "
+                f"{least}, which objects of {self.objects[0]:g} pixels need"
+            )
+        return self
+
+    @property
+    def sides(self) -> range:
+        """Heights and widths that `sizes` draws from."""
+        assert self.sizes is not None
+        least, most = self.sizes
+        return range(-(-least // self.multiple) * self.multiple, most + 1, self.multiple)
+
+    def build(self) -> Shapes:
+        return Shapes(self)
+
+    def build_held_out(self) -> Shapes:
+        """Other scenes, of combinations that training has."""
+        return Shapes(self.model_copy(update={"count": HELD_OUT, "skew": 0.0}), "seen")
+
+    def build_unseen(self) -> Shapes | None:
+        """Scenes whose captions name combinations that training never has; None where a single object is all that
+        captions name, which has none."""
+        categories = tuple(category for category in self.categories if category != "single object")
+        changes = {"count": HELD_OUT, "skew": 0.0, "categories": categories}
+        return Shapes(self.model_copy(update=changes), "unseen") if categories else None
+
+    def judge(self, media: Sequence[Tensor], texts: Sequence[str]) -> list[Judgement]:
+        return [judge(picture, text) for picture, text in zip(media, texts, strict=True)]
+
+    def fetch(self, progress: Progress) -> str:
+        return "nothing to fetch: shapes are drawn as they are read"
+
+
+class Shapes:
+    """Held-out scenes have their categories in turn."""
+
+    def __init__(self, config: ShapesConfig, side: Side = "train") -> None:
+        self.config, self.side = config, side
+        self.classes: tuple[str, ...] = config.categories
+
+    def __len__(self) -> int:
+        return self.config.count
+
+    def entry(self, index: int) -> Entry:
+        _, _, caption, _ = self._scene(index)
+        return Entry(name=f"{self.side}/{index}", label=caption.category, text=str(caption))
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        return (3, *self._begin(index)[1])
+
+    def read(self, index: int) -> Item:
+        random, size, caption, kinds = self._scene(index)
+        places = place(random, len(kinds), caption.relation, size, self.config.objects)
+        entry = Entry(name=f"{self.side}/{index}", label=caption.category, text=str(caption))
+        return Item(entry=entry, media=draw(random, kinds, places, size))
+
+    def _begin(self, index: int) -> tuple[Random, tuple[int, int]]:
+        """What draws all of an item, and its height and width."""
+        random = Random(f"{self.config.seed} {self.side} {index}")
+        if self.config.sizes is None:
+            return random, self.config.size
+        height, width = random.choices(self.config.sides, k=2)
+        return random, (height, width)
+
+    def _scene(self, index: int) -> tuple[Random, tuple[int, int], Caption, list[tuple[str, str]]]:
+        random, size = self._begin(index)
+        categories = self.config.categories
+        (category,) = random.choices(categories)
+        if self.side != "train":
+            category = categories[index % len(categories)]
+        caption, kinds = imagine(random, category, skew=self.config.skew, unseen=self.side == "unseen")
+        return random, size, caption, kinds
