@@ -232,6 +232,7 @@ class Entry:
     path: Path | None = None  # of its file
     label: str | None = None  # name of its class
     text: str | None = None
+    texts: tuple[str, ...] = ()  # where it has several, of which each reading takes one; `text` is the first then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

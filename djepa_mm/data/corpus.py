@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from djepa_mm.data.batches import ALL, Batcher, Encoded, Portion, Read, Share, deaf_to_interrupts, leave_interrupts
 from djepa_mm.data.compact import Alike
-from djepa_mm.data.drawing import BEFORE, TOKENS, drawing, item_seed
+from djepa_mm.data.drawing import BEFORE, TEXT, TOKENS, drawing, item_seed, one_of
 from djepa_mm.data.reading import Kept, KeptCorpus, Memory, Reading, Row, content_of, draws, every_reading, readings_of
 from djepa_mm.recipe.schema import BatchConfig
 from djepa_mm.types import BrokenItem, ConditionKind, Entry, MediaSpec, Progress, Source, Tokenizer, UserError
@@ -67,6 +67,7 @@ class Corpus:
         self.broken = self.batcher.broken
         self.specs: Alike[MediaSpec] = Alike(len(source))  # as the headers say; broken items are not in it
         self.values: Alike[Any] = Alike(len(source))  # of the condition, likewise
+        self.choices: dict[int, tuple[Any, ...]] = {}  # the same of all its texts, where an item has several
         self.reading: Source | Kept = source  # or the cache of it
         self._names = hashlib.sha256()
         of_shape: dict[tuple[int, ...], MediaSpec] = {}
@@ -81,6 +82,8 @@ class Corpus:
                 self.broken[entry.name] = str(error)
             else:
                 self.values[index], self.specs[index] = value, spec
+                if entry.texts:
+                    self.choices[index] = tuple(condition.read(replace(entry, text=text)) for text in entry.texts)
         if not self.specs:
             raise UserError(f"the corpus has no readable item among {len(source)}: {self.batcher.example}")
         self._check_share()
@@ -235,7 +238,7 @@ class Corpus:
                 Read(
                     name=self.source.entry(row.index).name,
                     place=place,
-                    value=self.values[row.index],
+                    value=self._value(row.index, epoch),
                     seed=item_seed(self.seed, epoch, row.index, TOKENS) if self.batcher.draws else 0,
                     content=content,
                 )
@@ -245,6 +248,13 @@ class Corpus:
         if len(self.broken) > known:
             self._check_share()
         return portion
+
+    def _value(self, index: int, epoch: int) -> Any:
+        """Of an item's condition, by one of its texts."""
+        if (values := self.choices.get(index)) is None:
+            return self.values[index]
+        with drawing(item_seed(self.seed, epoch, index, TEXT)):
+            return values[one_of(len(values))]
 
     # --- the report
 

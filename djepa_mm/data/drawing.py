@@ -10,6 +10,7 @@ import torch
 
 BEFORE = -1  # epoch that stands for what is read before training
 TOKENS = 1  # purpose: what is drawn of an item's tokens, apart from what is drawn of its media
+TEXT = 3  # purpose: which of its texts
 
 
 def item_seed(seed: int, epoch: int, *place: int) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from djepa_mm.data.batches import (
     leave_interrupts,
 )
 from djepa_mm.data.corpus import Corpus, Cursor, Seen
-from djepa_mm.data.drawing import BEFORE, TOKENS, drawing, item_seed
+from djepa_mm.data.drawing import BEFORE, TEXT, TOKENS, drawing, item_seed, one_of
 from djepa_mm.recipe.schema import BatchConfig
 from djepa_mm.types import (
     BrokenItem,
@@ -408,4 +408,8 @@ class _Reading(IterableDataset["_Turn | str"]):
             tokens = 0 if self.spec_of is None else self.spec_of(tuple(item.media.shape)).num_tokens
         except (BrokenItem, UserError) as error:  # UserError: of a size that the tokenizer cannot take
             return _Row(name, None, seed, str(error)), 0
-        return _Row(name, item.entry, seed, item.media), tokens
+        entry = item.entry
+        if entry.texts:
+            with drawing(taken.seed(self.seed, TEXT)):
+                entry = replace(entry, text=entry.texts[one_of(len(entry.texts))])
+        return _Row(name, entry, seed, item.media), tokens

@@ -57,7 +57,8 @@ MOST_LABEL = 1000  # characters
 
 
 class ShardsConfig(clips.VideoConfig):
-    """WebDataset's shards of pictures, sounds or clips, with labels in .cls, captions in .txt, either in .json.
+    """WebDataset's shards of pictures, sounds or clips, with labels in .cls, captions in .txt, either in .json, where
+    a list of "captions" gives each reading one of them.
 
     Keys of other media than these are refused where they are set."""
 
@@ -190,7 +191,7 @@ class Shards(Stream):
             yield number, sample()
 
     def decode(self, sample: Sample) -> Item:
-        label, text = _said(sample)
+        label, texts = _said(sample)
         if label is not None and label not in self._known and label.isdecimal() and int(label) < len(self.classes):
             label = self.classes[int(label)]
         suffix = next((one for one in sample.members if one == TENSOR or _ends_in(one, self.suffixes)), None)
@@ -204,7 +205,8 @@ class Shards(Stream):
         media = self._tensor(content) if suffix == TENSOR else read(content, suffix)
         if self.config.flip and one_of(MIRRORED) == 0:
             media = media.flip(-1)
-        return Item(entry=Entry(name=sample.name, label=label, text=text), media=media)
+        text, texts = (texts[0] if texts else None), (texts if len(texts) > 1 else ())
+        return Item(entry=Entry(name=sample.name, label=label, text=text, texts=texts), media=media)
 
     def _picture(self, content: bytes, suffix: str) -> Tensor:
         config = self.config
@@ -251,12 +253,13 @@ class Shards(Stream):
 # --- items ------------------------------------------------------------------------------------------------------------
 
 
-def _said(sample: Sample) -> tuple[str | None, str | None]:
-    """Label and text of an item. Raises BrokenItem; also where one of its files cannot be used."""
+def _said(sample: Sample) -> tuple[str | None, tuple[str, ...]]:
+    """Label and texts of an item. Raises BrokenItem; also where one of its files cannot be used."""
     for suffix, content in sample.members.items():
         if isinstance(content, str):
             raise BrokenItem(f".{suffix}: {content}" if suffix else content)
     label, text = (_text(sample, suffix) for suffix in ("cls", "txt"))
+    texts: tuple[str, ...] = ()
     if (raw := _text(sample, "json")) is not None:
         try:
             found = json.loads(raw)
@@ -265,10 +268,12 @@ def _said(sample: Sample) -> tuple[str | None, str | None]:
         if not isinstance(found, dict):
             raise BrokenItem(".json: no object of names and values")
         text = text if text is not None else _value(found.get("caption", found.get("text")))
+        if isinstance(several := found.get("captions"), list) and all(isinstance(one, str) for one in several):
+            texts = tuple(several)
         label = label if label is not None else _value(found.get("label"))
     if label is not None and len(label) > MOST_LABEL:
         raise BrokenItem(f"a label of {len(label):,} characters")
-    return label, text
+    return label, texts if text is None else (text,)
 
 
 def _text(sample: Sample, suffix: str) -> str | None:
