@@ -17,7 +17,7 @@ from torch import Tensor
 
 from djepa_mm.data.compact import Packed
 from djepa_mm.data.drawing import one_of
-from djepa_mm.data.folders import Found, FolderConfig, class_of, find_files, printable
+from djepa_mm.data.folders import FolderConfig, Found, class_of, find_files, printable
 from djepa_mm.data.headers import in_threads, read_headers
 from djepa_mm.media.pictures import SUFFIXES, flat, readable, upright, upright_size
 from djepa_mm.types import BrokenItem, Entry, Item, UserError
