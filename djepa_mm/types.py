@@ -290,6 +290,15 @@ class Stream(ABC):
     def total(self) -> int | None:
         """How many items there are, where that is known."""
 
+    def at(self, batch: int, seed: int) -> Self:
+        """As it is for that batch of a run, where that makes a difference. seed: of what is drawn for all of it."""
+        return self
+
+    @property
+    def largest(self) -> tuple[int, ...] | None:
+        """Shape that no media exceed in their number of tokens, where `at` has drawn one for a batch."""
+        return None
+
     @abstractmethod
     def samples(self, shard: int, first: int = 0, step: int = 1) -> Iterator[tuple[int, Sample]]:
         """Items `first`, `first + step` … of a shard, the same each time, with their numbers in it.

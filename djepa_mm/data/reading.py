@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -72,6 +72,11 @@ def draws(source: Source) -> str:
     return str(getattr(source, "draws", ""))
 
 
+def few(source: Source) -> TypeGuard[Kept | FewReadings]:
+    """Whether each reading of an item can be asked for."""
+    return isinstance(source, Kept | FewReadings) and not draws(source)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """What a reading process hands over. An error of the user is for the process that trains to raise."""
@@ -124,7 +129,7 @@ class _EveryReading(Dataset[list[Row]]):
         self.source, self.seed, self.drawn = source, seed, drawn
 
     def __getitems__(self, indices: Sequence[int]) -> list[list[Row]]:
-        if isinstance(self.source, Kept | FewReadings):
+        if few(self.source):
             return [[self._as(index, n) for n in range(self.source.readings)] for index in indices]
         wanted = [
             (index, item_seed(self.seed, BEFORE, index, *((READINGS, n) if self.drawn > 1 else ())))
@@ -148,7 +153,7 @@ class _EveryReading(Dataset[list[Row]]):
 
 def readings_of(source: Source, drawn: int = 1) -> int:
     """How many readings of an item are kept."""
-    return source.readings if isinstance(source, Kept | FewReadings) else drawn
+    return source.readings if few(source) else drawn
 
 
 def every_reading(

@@ -189,6 +189,9 @@ class BatchConfig(Config):
     """Most items in a batch, of all processes together."""
     tokens: PositiveInt | None = None
     """Most tokens in a batch, padding counted. Batches hold items of like length."""
+    item_tokens: PositiveInt | None = None
+    """Most tokens of an item that training sees. Of more, so many are drawn anew at each reading, and the others are
+    not in the sequence at all."""
     cache: bool = False
     """Tokenize the corpus once, before training, and keep the tokens in memory: of a VAE that is sampled from mean and
     deviation, of flips both. `djepa-mm encode` does the same on the disk, for more than one run."""

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import json
 import os
 import posixpath
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
+import torch
 from PIL import Image, ImageOps
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from djepa_mm.data.compact import Packed
 from djepa_mm.data.drawing import one_of
 from djepa_mm.data.folders import FolderConfig, Found, class_of, find_files, printable
 from djepa_mm.data.headers import in_threads, read_headers
+from djepa_mm.data.sizes import Size, SizesKey, chance, drawn_size, largest_size, phase
 from djepa_mm.media.pictures import SUFFIXES, flat, readable, upright, upright_size
 from djepa_mm.types import BrokenItem, Entry, Item, UserError
-
-Size = tuple[int, int]  # height and width
 
 Texts = tuple[str, ...]
 CAPTIONS = "captions.jsonl"  # rows with "file" (relative to the root) and "caption", or a list of "captions"
@@ -41,6 +42,12 @@ class ImageFolderConfig(FolderConfig):
     multiple_of: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] = (1, 1)
     """Where height and width are the picture's own, its middle is cut out to multiples of these: the tokenizer's
     patch."""
+    sizes: SizesKey = None
+    """Draws a size at each reading, in place of `size`: a list of distributions, one after the other. Pictures keep
+    their aspect, as far as `multiple_of` lets them; of one that is too small for all of a distribution, only the part
+    that it can have is drawn, and its largest where that is none."""
+    enlarge: PositiveFloat = 1.0
+    """Most that `sizes` enlarge a side of a picture."""
     channels: Literal[1, 3] = 3
     """1 makes pictures grey."""
     flip: bool = False
@@ -54,6 +61,8 @@ class ImageFolderConfig(FolderConfig):
 
     @model_validator(mode="after")
     def _check_sides(self) -> ImageFolderConfig:
+        if self.sizes and self.size is not None:
+            raise ValueError("data.sizes draws what data.size says: set data.size to null")
         if self.held_out and self.held_out_root is not None:
             raise ValueError("data.held_out and data.held_out_root: give one of the two")
         if self.held_out_root is not None:
@@ -82,6 +91,8 @@ class ImageFolder:
         """field: of the recipe, that says which folder it is."""
         self.config = config
         self.readings = 2 if config.flip else 1  # mirrored, and as it is
+        self.draws = "data.sizes" if config.sizes else ""
+        self.drawn = config.sizes[0] if config.sizes else None
         self.root = Path(config.root).expanduser()
         if not self.root.is_dir():
             where = self.root.absolute()
@@ -99,9 +110,9 @@ class ImageFolder:
             self.captions = self._beside(found)
         elif config.captions != "none":
             self.captions = self._captions(found.files)
-        self.sizes: Sequence[Size | str] | None = None  # (H, W) in the files, or why it is not known
+        self.own_sizes: Sequence[Size | str] | None = None  # (H, W) in the files, or why it is not known
         if config.size is None:
-            self.sizes = read_headers(self.root, self.files, in_threads(_size_in), kind="pictures 1")
+            self.own_sizes = read_headers(self.root, self.files, in_threads(_size_in), kind="pictures 1")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -122,27 +133,59 @@ class ImageFolder:
     def shape(self, index: int) -> tuple[int, ...]:
         """(C, H, W)."""
         self._check_caption(index)
-        if self.sizes is None:
-            assert self.config.size is not None
-            return (self.config.channels, *self.config.size)
-        size = self.sizes[index]
+        config = self.config
+        if config.size is not None:
+            return (config.channels, *config.size)
+        own = self._own_size(index)
+        if config.sizes:
+            return (config.channels, *largest_size(config.sizes, own, config.multiple_of, config.enlarge))
+        return (config.channels, *own_size(*own, config.multiple_of))
+
+    def at(self, batch: int) -> Self:
+        """With the sizes that are drawn from that batch of the run on."""
+        drawn = phase(self.config.sizes, batch) if self.config.sizes else None
+        if drawn is self.drawn:
+            return self
+        other = copy.copy(self)
+        other.drawn = drawn
+        return other
+
+    def drawn_shape(self, index: int, generator: torch.Generator) -> tuple[int, ...]:
+        """(C, H, W) of the reading that the generator draws. Raises BrokenItem."""
+        config = self.config
+        if self.drawn is None:
+            return self.shape(index)
+        size = drawn_size(self.drawn, self._own_size(index), config.multiple_of, config.enlarge, chance(generator))
+        return (config.channels, *size)
+
+    def _own_size(self, index: int) -> Size:
+        assert self.own_sizes is not None
+        size = self.own_sizes[index]
         if isinstance(size, str):
             raise BrokenItem(size)
-        return (self.config.channels, *own_size(*size, self.config.multiple_of))
+        return size
 
     def file_size(self, index: int) -> Size:
         """(H, W) of the picture in the file. Raises BrokenItem."""
         return _size_in(self.root / self.files[index])
 
     def read(self, index: int) -> Item:
-        return self.read_as(index, one_of(self.readings))
+        size = self.config.size
+        if self.drawn is not None:  # before all else that is drawn, see `DrawsSizes`
+            _, height, width = self.drawn_shape(index, torch.default_generator)
+            size = (height, width)
+        return self._read(index, size, one_of(self.readings))
 
     def read_as(self, index: int, reading: int) -> Item:
         """reading: of a corpus that is mirrored at random, 0 is mirrored."""
+        assert self.drawn is None, "too many readings to choose one"
+        return self._read(index, self.config.size, reading)
+
+    def _read(self, index: int, size: Size | None, reading: int) -> Item:
         config = self.config
         self._check_caption(index)
         with readable(self.root / self.files[index]) as image:
-            media = seen_as(image, config.size, config.multiple_of, config.channels)
+            media = seen_as(image, size, config.multiple_of, config.channels)
         return Item(entry=self.entry(index), media=media.flip(-1) if config.flip and reading == 0 else media)
 
     def _check_caption(self, index: int) -> None:
