@@ -44,6 +44,7 @@ __all__ = [
     "TokenizerConfig",
     "UserError",
     "WayTo",
+    "nearest_size",
 ]
 
 Progress = Callable[[int, int], Any]  # called with (done, total)
@@ -100,6 +101,12 @@ class Extent:
 
 
 USUAL = Extent()
+
+
+def nearest_size(size: tuple[int, int], multiples: tuple[int, int]) -> tuple[int, int]:
+    """Height and width that are multiples of two numbers, and at least these."""
+    rows, columns = (max(1, round(side / multiple)) * multiple for side, multiple in zip(size, multiples, strict=True))
+    return rows, columns
 
 
 class Media(Protocol):

@@ -273,8 +273,8 @@ class Recipe(Config):
 
 # Keys of a tokenizer that change none of the tokens of media that it takes, or only the way to the same weights
 TOKENS_FREE = {
-    "vocoder", "max_duration_s", "size", "frames", "frame_rate", "vary", "tile", "model", "allow_pickle", "path",
-    "media", "sha256",
+    "vocoder", "max_duration_s", "size", "frames", "frame_rate", "vary", "tile", "tile_above", "model", "allow_pickle",
+    "path", "media", "sha256",
 }  # fmt: skip
 
 SOURCES = ("djepa_mm.data.sources", "djepa_mm.tokenizers")  # a modality's file may hold the source of its corpora
