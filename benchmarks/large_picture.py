@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=4096, help="pixels")
     parser.add_argument("--tile", type=int, default=1024, help="pixels a side of a tile")
     parser.add_argument("--keep", type=int, default=4096, help="batch.item_tokens")
-    parser.add_argument("--channels", type=int, default=16, help="of the VAE's first block")
+    parser.add_argument("--channels", type=int, default=8, help="of the VAE's first block")
     parser.add_argument("--whole", action="store_true", help="no tiles")
     options = parser.parse_args()
     torch.manual_seed(0)
