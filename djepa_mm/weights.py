@@ -38,6 +38,7 @@ class StoredCursor(BaseModel):
     epoch: Count = 0
     batch: Count = 0
     readers: list[list[Count]] = []
+    before: Count = 0
 
 
 class State(BaseModel):

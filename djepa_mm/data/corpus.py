@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,8 +15,9 @@ from torch.utils.data import DataLoader
 
 from djepa_mm.data.batches import ALL, Batcher, Encoded, Portion, Read, Share, deaf_to_interrupts, leave_interrupts
 from djepa_mm.data.compact import Alike
-from djepa_mm.data.drawing import BEFORE, TOKENS, drawing, item_seed
+from djepa_mm.data.drawing import BEFORE, TEXT, TOKENS, drawing, item_seed, one_of
 from djepa_mm.data.reading import Kept, KeptCorpus, Memory, Reading, Row, draws, every_reading, readings_of
+from djepa_mm.data.sizes import DrawsSizes
 from djepa_mm.recipe.schema import BatchConfig
 from djepa_mm.types import BrokenItem, ConditionKind, Entry, MediaSpec, Progress, Source, Tokenizer, UserError
 
@@ -29,6 +32,8 @@ class Cursor:
     batch: int = 0
     readers: tuple[tuple[int, ...] | None, ...] = ()
     """Of a stream, where each of its readers stands; None of those that other processes read."""
+    before: int = 0
+    """Of a corpus by index, batches of all epochs before."""
 
     def __post_init__(self) -> None:
         places = (None if place is None else tuple(place) for place in self.readers)  # JSON gives lists
@@ -63,10 +68,11 @@ class Corpus:
     ) -> None:
         self.source, self.tokenizer, self.condition = source, tokenizer, condition
         self.config, self.seed, self.device = config, seed, torch.device(device)
-        self.batcher = Batcher(tokenizer, condition, self.device)
+        self.batcher = Batcher(tokenizer, condition, self.device, config.item_tokens)
         self.broken = self.batcher.broken
         self.specs: Alike[MediaSpec] = Alike(len(source))  # as the headers say; broken items are not in it
         self.values: Alike[Any] = Alike(len(source))  # of the condition, likewise
+        self.choices: dict[int, tuple[Any, ...]] = {}  # the same of all its texts, where an item has several
         self.reading: Source | Kept = source  # or the cache of it
         self._whole = Reading(source)
         self._names = hashlib.sha256()
@@ -82,6 +88,8 @@ class Corpus:
                 self.broken[entry.name] = str(error)
             else:
                 self.values[index], self.specs[index] = value, spec
+                if entry.texts:
+                    self.choices[index] = tuple(condition.read(replace(entry, text=text)) for text in entry.texts)
         if not self.specs:
             raise UserError(f"the corpus has no readable item among {len(source)}: {self.batcher.example}")
         self._check_share()
@@ -163,32 +171,52 @@ class Corpus:
 
     # --- batches
 
-    def plan(self, epoch: int) -> list[list[int]]:
-        """Indices of every batch of an epoch; the same for the same seed, epoch and corpus."""
+    def plan(self, epoch: int, before: int = 0) -> list[list[int]]:
+        """Indices of every batch of an epoch; the same for the same seed, epoch and corpus. before: batches of all
+        epochs before."""
+        return self._plan(epoch, self._counts(self._source_at(before), epoch))
+
+    def _source_at(self, before: int) -> Source | Kept:
+        """As it is in the epoch that comes after so many batches."""
+        return self.reading.at(before) if isinstance(self.reading, DrawsSizes) else self.reading
+
+    def _counts(self, source: Source | Kept, epoch: int) -> Sequence[int]:
+        """Tokens of each item in that epoch; 0 of broken ones."""
+        counts, generator = array("q", [0]) * len(self.source), torch.Generator()
+        draws_sizes = isinstance(source, DrawsSizes) and bool(draws(self.source))
+        for index, spec in self.specs.items():
+            if draws_sizes:
+                generator.manual_seed(item_seed(self.seed, epoch, index))
+                with suppress(BrokenItem, UserError):  # of a size that the tokenizer cannot take: so it is read
+                    spec = self.tokenizer.spec_of(source.drawn_shape(index, generator))
+            counts[index] = self.batcher.count(spec.num_tokens)
+        return counts
+
+    def _plan(self, epoch: int, counts: Sequence[int]) -> list[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         indices = list(self.specs)
         indices = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
-        if len({spec.num_tokens for spec in self.specs.values()}) == 1:
-            batches = self._cut(indices)
+        if len({counts[index] for index in indices}) == 1:
+            batches = self._cut(indices, counts)
             return batches if len(batches) == 1 or len(batches[-1]) == len(batches[0]) else batches[:-1]
         bucket = self.config.size * BUCKET_BATCHES
         batches = []
         for start in range(0, len(indices), bucket):
-            part = sorted(indices[start : start + bucket], key=lambda i: self.specs[i].num_tokens)
-            batches += self._cut(part)
+            part = sorted(indices[start : start + bucket], key=lambda i: counts[i])
+            batches += self._cut(part, counts)
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
-    def _cut(self, indices: Sequence[int]) -> list[list[int]]:
+    def _cut(self, indices: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
         """Cut a list into batches of at most `size` items and `tokens` tokens, padding counted."""
         batches: list[list[int]] = [[]]
         longest = 0
         for index in indices:
-            longest = max(longest, self.specs[index].num_tokens)
+            longest = max(longest, counts[index])
             batch = batches[-1]
             over = self.config.tokens is not None and longest * (len(batch) + 1) > self.config.tokens
             if batch and (len(batch) == self.config.size or over):
                 batches.append([index])
-                longest = self.specs[index].num_tokens
+                longest = counts[index]
             else:
                 batch.append(index)
         return batches
@@ -196,15 +224,18 @@ class Corpus:
     def batches(self, start: Cursor, share: Share = ALL) -> Iterator[tuple[list[Portion | None], Cursor]]:
         """Batches without end from a place on, each with the place that follows it: the parts of this process, None
         for one of which no item could be read."""
-        epoch, skip = start.epoch, start.batch
+        epoch, skip, before = start.epoch, start.batch, start.before
         while True:
-            plan = self.plan(epoch)[skip:]
+            source = self._source_at(before)
+            counts = self._counts(source, epoch)
+            whole = self._plan(epoch, counts)
+            plan = whole[skip:]
             loader = DataLoader(
-                Reading(self.reading),
+                Reading(source),
                 batch_sampler=(
                     [(batch[n], item_seed(self.seed, epoch, batch[n])) for n in part]
                     for batch in plan
-                    for part in self._deal(batch, share)
+                    for part in _dealt(batch, counts, share)
                 ),
                 num_workers=0 if isinstance(self.reading, Memory) else self.config.workers,
                 collate_fn=list,
@@ -215,15 +246,12 @@ class Corpus:
                 reading = iter(loader)
             trained = False
             for number, batch in enumerate(plan, start=skip + 1):
-                portions = [self._portion(next(reading), part, epoch) for part in self._deal(batch, share)]
+                portions = [self._portion(next(reading), part, epoch) for part in _dealt(batch, counts, share)]
                 trained |= any(portions)
-                yield portions, Cursor(epoch, number)
+                yield portions, Cursor(epoch, number, before=before)
             if not trained and skip == 0:
                 raise UserError(f"no item of the corpus can be read: {self.batcher.example}")
-            epoch, skip = epoch + 1, 0
-
-    def _deal(self, batch: Sequence[int], share: Share) -> list[list[int]]:
-        return share.deal([self.specs[index].num_tokens for index in batch])
+            epoch, skip, before = epoch + 1, 0, before + len(whole)
 
     def _portion(self, rows: Sequence[Row], places: Sequence[int], epoch: int) -> Portion | None:
         known, contents = len(self.broken), []
@@ -236,8 +264,8 @@ class Corpus:
                 Read(
                     name=self.source.entry(row.index).name,
                     place=place,
-                    value=self.values[row.index],
-                    seed=item_seed(self.seed, epoch, row.index, TOKENS) if self.batcher.draws else 0,
+                    value=self._value(row.index, epoch),
+                    seed=self._token_seed(row.index, epoch),
                     content=content,
                 )
                 for row, content, place in zip(rows, contents, places, strict=True)
@@ -246,6 +274,18 @@ class Corpus:
         if len(self.broken) > known:
             self._check_share()
         return portion
+
+    def _token_seed(self, index: int, epoch: int) -> int:
+        """Of what is drawn of an item's tokens, where anything is."""
+        drawn = self.batcher.draws or self.batcher.most is not None
+        return item_seed(self.seed, epoch, index, TOKENS) if drawn else 0
+
+    def _value(self, index: int, epoch: int) -> Any:
+        """Of an item's condition, by one of its texts."""
+        if (values := self.choices.get(index)) is None:
+            return self.values[index]
+        with drawing(item_seed(self.seed, epoch, index, TEXT)):
+            return values[one_of(len(values))]
 
     # --- the report
 
@@ -262,6 +302,10 @@ class Corpus:
                 f"batch.max_broken_share {self.config.max_broken_share:.1%}), such as {self.batcher.example}. "
                 "Mend them, or go on without them: --set batch.max_broken_share=1"
             )
+
+
+def _dealt(batch: Sequence[int], counts: Sequence[int], share: Share) -> list[list[int]]:
+    return share.deal([counts[index] for index in batch])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from djepa_mm.data.batches import (
     leave_interrupts,
 )
 from djepa_mm.data.corpus import Corpus, Cursor, Seen
-from djepa_mm.data.drawing import BEFORE, TOKENS, drawing, item_seed
+from djepa_mm.data.drawing import BATCH, BEFORE, TEXT, TOKENS, drawing, item_seed, one_of
 from djepa_mm.recipe.schema import BatchConfig
 from djepa_mm.types import (
     BrokenItem,
@@ -158,9 +158,15 @@ class StreamCorpus:
     ) -> None:
         if config.cache:
             raise UserError("batch.cache: a corpus of shards is not kept in memory; set batch.cache to false")
+        if config.tokens is not None and config.tokens < source.readers * (config.item_tokens or 0):
+            least = source.readers * (config.item_tokens or 0)
+            raise UserError(
+                f"batch.tokens {config.tokens}: each of {source.readers} data.readers gives an item of up to "
+                f"{config.item_tokens} tokens (batch.item_tokens) to a batch; set it to {least} or more"
+            )
         self.source, self.tokenizer, self.condition = source, tokenizer, condition
         self.config, self.seed, self.device = config, seed, torch.device(device)
-        self.batcher = Batcher(tokenizer, condition, self.device)
+        self.batcher = Batcher(tokenizer, condition, self.device, config.item_tokens)
         self.broken = self.batcher.broken
         self.seen = 0  # items
 
@@ -234,7 +240,7 @@ class StreamCorpus:
         assert places.keys() == began.keys(), "cursors of all processes are merged before they are kept"
         workers = max((n for n in range(1, self.config.workers + 1) if len(own) % n == 0), default=0)
         loader = DataLoader(
-            _Reading(self, list(places.items()), each),
+            _Reading(self, list(places.items()), each, start.batch),
             batch_size=None,
             num_workers=workers,
             worker_init_fn=leave_interrupts,
@@ -369,9 +375,10 @@ class _Turn:
 class _Reading(IterableDataset["_Turn | str"]):
     """Turns of each reader after the other, without end; or why none can follow."""
 
-    def __init__(self, corpus: StreamCorpus, readers: Sequence[tuple[int, Place]], each: int) -> None:
-        """each: most items of a turn."""
-        self.source, self.seed, self.readers, self.each = corpus.source, corpus.seed, readers, each
+    def __init__(self, corpus: StreamCorpus, readers: Sequence[tuple[int, Place]], each: int, batch: int) -> None:
+        """each: most items of a turn. batch: of the run, that the first turns are of."""
+        self.source, self.seed, self.readers, self.each, self.batch = corpus.source, corpus.seed, readers, each, batch
+        self.count = corpus.batcher.count
         budget = corpus.config.tokens
         self.budget = None if budget is None else budget / corpus.source.readers
         self.spec_of: Callable[..., Any] | None = None if budget is None else corpus.tokenizer.spec_of
@@ -387,25 +394,52 @@ class _Reading(IterableDataset["_Turn | str"]):
 
     def _turns(self, number: int, place: Place) -> Iterator[_Turn]:
         rows: list[_Row] = []
-        longest = 0
+        longest, batch, source = 0, self.batch, self._source(self.batch)
         for taken, after in Reader(self.source, number, seed=self.seed).taken(place):
-            row, tokens = self._row(taken)
-            if rows and self.budget is not None and max(longest, tokens) * (len(rows) + 1) > self.budget:
+            longest = max(longest, self._largest(source))
+            if rows and self._are_over(longest, len(rows) + 1):
                 yield _Turn(number, rows, place)
-                rows, longest = [], 0
+                rows, batch = [], batch + 1
+                source = self._source(batch)
+                longest = self._largest(source)
+            row, tokens = self._row(taken, source)
+            if rows and self._are_over(max(longest, tokens), len(rows) + 1):
+                yield _Turn(number, rows, place)
+                rows, batch = [], batch + 1
+                if (then := self._source(batch)) is not source:
+                    source = then
+                    row, tokens = self._row(taken, source)
+                longest = self._largest(source)
             rows.append(row)
             longest, place = max(longest, tokens), after
             if len(rows) == self.each:
                 yield _Turn(number, rows, place)
-                rows, longest = [], 0
+                rows, longest, batch = [], 0, batch + 1
+                source = self._source(batch)
 
-    def _row(self, taken: Taken) -> tuple[_Row, int]:
+    def _source(self, batch: int) -> Stream:
+        return self.source.at(batch, item_seed(self.seed, BEFORE, batch, 0, BATCH))
+
+    def _largest(self, source: Stream) -> int:
+        """Tokens that no item will exceed, where they are counted and that is known; else 0."""
+        if self.spec_of is None or source.largest is None:
+            return 0
+        return self.count(self.spec_of(source.largest).num_tokens)
+
+    def _are_over(self, longest: int, rows: int) -> bool:
+        return self.budget is not None and longest * rows > self.budget
+
+    def _row(self, taken: Taken, source: Stream) -> tuple[_Row, int]:
         """The item, and its tokens where they are counted."""
         name, seed = taken.sample.name, taken.seed(self.seed, TOKENS)
         try:
             with drawing(taken.seed(self.seed)):
-                item: Item = self.source.decode(taken.sample)
-            tokens = 0 if self.spec_of is None else self.spec_of(tuple(item.media.shape)).num_tokens
+                item: Item = source.decode(taken.sample)
+            tokens = 0 if self.spec_of is None else self.count(self.spec_of(tuple(item.media.shape)).num_tokens)
         except (BrokenItem, UserError) as error:  # UserError: of a size that the tokenizer cannot take
             return _Row(name, None, seed, str(error)), 0
-        return _Row(name, item.entry, seed, item.media), tokens
+        entry = item.entry
+        if entry.texts:
+            with drawing(taken.seed(self.seed, TEXT)):
+                entry = replace(entry, text=entry.texts[one_of(len(entry.texts))])
+        return _Row(name, entry, seed, item.media), tokens
