@@ -13,6 +13,8 @@ from djepa_mm.cli.options import (
     ConditionOption,
     DeviceOption,
     GuidanceOption,
+    NegativeOption,
+    OffsetOption,
     RecogniserOption,
     RunArgument,
     SeedOption,
@@ -23,6 +25,7 @@ from djepa_mm.cli.options import (
     UnknownOption,
     asked,
     check_finite,
+    offset_of,
     progress_bar,
     read_prompts,
     run_of,
@@ -60,6 +63,8 @@ def generate(
         Optional[str],  # noqa: UP045
         typer.Option(metavar="WIDTHxHEIGHT", help="In pixels, for a model of many sizes."),
     ] = None,
+    offset: OffsetOption = None,
+    negative: NegativeOption = None,
     first_frames: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(metavar="CLIP:K", help="Every item begins with the first K frames of this clip."),
@@ -104,6 +109,8 @@ def generate(
             count=count,
             seconds=seconds,
             size=size_of(size),
+            offset=offset_of(offset),
+            negative=negative,
             first_frames=_read_frames(model, "--first-frames", first_frames),
             last_frames=_read_frames(model, "--last-frames", last_frames),
             candidates=candidates,
