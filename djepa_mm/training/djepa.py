@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from djepa_mm.core.djepa import Losses
+from djepa_mm.core.types import TokenBatch
 from djepa_mm.data.batches import Portion, Share
 from djepa_mm.data.check import check_media
 from djepa_mm.data.corpus import Cursor
@@ -41,7 +43,7 @@ from djepa_mm.weights import TOKENIZER, checkpoints, find_checkpoint, read_tenso
 MEANING: dict[str, tuple[str, ...] | None] = {
     "tokenizer": None,
     "condition": None,
-    "model": ("heads", "positions", "axes", "rotary_base", "streams"),
+    "model": ("heads", "positions", "axes", "rotary_base", "field", "streams"),
     "head": ("kind", "predicts", "time_scale"),
 }
 FREE = {
@@ -141,7 +143,7 @@ class DJEPATask:
                         else:
                             rows = whole.rows(part)
                             own = draws if rows is None else draws.of(rows, part.batch.valid.shape[1])
-                            found = self.model.losses(part.batch, own, among=among, online=self.wrapped)
+                            found = self.model.losses(self._placed(part), own, among=among, online=self.wrapped)
                     sums.add_(torch.stack([found.generation, found.prediction]).detach())
                     yield found.total * self.ranks.world  # over the processes, gradients are averaged
 
@@ -150,6 +152,11 @@ class DJEPATask:
         terms = {"generation": sums[0], "prediction": sums[1], "gradient_norm": norm}
         flops = whole.items * self._flops(round(whole.tokens / whole.items))
         return Learned(terms=terms, items=whole.items, tokens=whole.tokens, flops=flops)
+
+    def _placed(self, part: Portion) -> TokenBatch:
+        """A part of a batch as the networks take it."""
+        grids = torch.tensor(part.grids, device=self.device)
+        return replace(part.batch, positions=self.model.place(part.batch.positions, grids))
 
     def _flops(self, num_tokens: int) -> float:
         """To train on an item of so many tokens, about. Counting takes as long as a step of a small model: it is done
