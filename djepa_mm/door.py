@@ -89,7 +89,8 @@ class Model:
         field: along its shorter side, or (down, right). negative: a text that guidance leads away from, in the null
         condition's place. first_frames, last_frames: (C, k, H, W), frames that every clip begins or ends with.
         candidates: speak so many times and keep what the recogniser understands best. ar_steps: T. guidance: 1 is none.
-        temperature: scale of the noise; these three are the recipe's by default. The same seed gives the same items. Raises UserError for what this model cannot fulfil."""
+        temperature: scale of the noise; these three are the recipe's by default. The same seed gives the same items.
+        Raises UserError for what this model cannot fulfil."""
         for name, value, least in (("count", count, 1), ("candidates", candidates, 1), ("batch", batch_size, 1)):
             if value < least:
                 raise UserError(f"--{name} {value}: give {least} or more")

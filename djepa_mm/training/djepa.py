@@ -48,7 +48,7 @@ MEANING: dict[str, tuple[str, ...] | None] = {
 }
 FREE = {
     "tokenizer": TOKENS_FREE - {"sha256"},
-    "condition": {"drop", "sentences", "classes"},
+    "condition": {"drop", "sentences", "classes", "encoder.model", "encoder.width", "encoder.precision"},
 }
 FLOPS_PER_TOKEN: dict[tuple[Hashable, ...], float] = {}  # to train, by all that decides of them
 
@@ -219,7 +219,9 @@ def check_meaning(checkpoint: Path, recipe: Recipe, option: str) -> None:
 
 
 def _meaning(section: Any, keys: tuple[str, ...] | None, free: set[str]) -> dict[str, Any]:
-    values = section.model_dump()
+    values = {}
+    for key, value in section.model_dump().items():
+        values |= {f"{key}.{name}": one for name, one in value.items()} if key == "encoder" else {key: value}
     if "preset" in values:
         values |= {name: section.size(name) for name in ("width", "depth", "heads")}
     return {key: value for key, value in values.items() if (key in keys if keys is not None else key not in free)}
