@@ -183,12 +183,12 @@ class Corpus:
     def _counts(self, source: Source | Kept, epoch: int) -> Sequence[int]:
         """Tokens of each item in that epoch; 0 of broken ones."""
         counts, generator = array("q", [0]) * len(self.source), torch.Generator()
-        draws_sizes = isinstance(source, DrawsSizes) and bool(draws(self.source))
+        drawn = source if isinstance(source, DrawsSizes) and draws(self.source) else None
         for index, spec in self.specs.items():
-            if draws_sizes:
+            if drawn is not None:
                 generator.manual_seed(item_seed(self.seed, epoch, index))
                 with suppress(BrokenItem, UserError):  # of a size that the tokenizer cannot take: so it is read
-                    spec = self.tokenizer.spec_of(source.drawn_shape(index, generator))
+                    spec = self.tokenizer.spec_of(drawn.drawn_shape(index, generator))
             counts[index] = self.batcher.count(spec.num_tokens)
         return counts
 
