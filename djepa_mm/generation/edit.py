@@ -146,7 +146,7 @@ def in_paint(
 
 
 def _held(media: Tensor, mask: Tensor) -> Tensor:
-    """Media with the nearest kept pixel where `mask` is True, on all axes of `media` but the first: learned tokens and a
+    """Media with the nearest kept pixel where `mask` is True, on all its axes but the first: learned tokens and a
     VAE's see more than their own pixels, and what is painted over must not show in those beside it."""
     from scipy.ndimage import distance_transform_edt  # half a second to import
 
