@@ -99,7 +99,7 @@ class Model:
                 raise UserError("--size and --aspect: give one of the two")
             size = self.pipeline.size_of(aspect)
         conditions = self._away_from(negative, _conditions(condition, class_, text))
-        extent = {"duration_s": seconds, "size": size, "offset": offset}
+        extent: dict[str, Any] = {"duration_s": seconds, "size": size, "offset": offset}
         requests = self.pipeline.requests(conditions, count=count, seed=seed, **extent)
         sampler = self._sampler(ar_steps, guidance, temperature)
         if candidates > 1:

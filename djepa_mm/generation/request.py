@@ -30,8 +30,9 @@ class Request:
     def __post_init__(self) -> None:
         if min(self.seed) < 0:
             raise UserError(f"--seed {min(self.seed)}: expected 0 or more")
-        moved = self.offset if isinstance(self.offset, tuple | list) else (self.offset or 0.0,)
-        if len(moved) > 2 or not all(isinstance(one, int | float) and -1 <= one <= 1 for one in moved):
+        pair = isinstance(self.offset, tuple | list)
+        moved: Any = self.offset if pair else (self.offset or 0.0,)
+        if len(moved) != 1 + pair or not all(isinstance(one, int | float) and -1 <= one <= 1 for one in moved):
             raise UserError(f"--offset {self.offset}: expected one number, or two, from -1 to 1")
 
     def moved(self, grid: tuple[int, int, int]) -> tuple[float, float]:
