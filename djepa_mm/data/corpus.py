@@ -249,7 +249,7 @@ class Corpus:
                 portions = [self._portion(next(reading), part, epoch) for part in _dealt(batch, counts, share)]
                 trained |= any(portions)
                 yield portions, Cursor(epoch, number, before=before)
-            if not trained and skip == 0:
+            if not trained and skip == 0 and share.world == 1:  # others may have read what was not dealt to this one
                 raise UserError(f"no item of the corpus can be read: {self.batcher.example}")
             epoch, skip, before = epoch + 1, 0, before + len(whole)
 
