@@ -221,8 +221,8 @@ def tokenizer_draws(tokenizer: object) -> TypeGuard[DrawnTokens]:
 @contextmanager
 def deaf_to_interrupts(processes: int) -> Iterator[None]:
     """So many processes, which start in here, never hear what ends a run, and reaches all of its processes, such as
-    Ctrl-C and the SIGUSR1 that torchrun passes on: it is for the one that trains, which hears it afterwards, saves, and then ends
-    its readers. Those that are not forked take seconds to start, and would die of it."""
+    Ctrl-C and the SIGUSR1 that torchrun passes on: it is for the one that trains, which hears it afterwards, saves, and
+    then ends its readers. Those that are not forked take seconds to start, and would die of it."""
     if not processes or not hasattr(signal, "pthread_sigmask"):  # as on Windows
         yield
         return
