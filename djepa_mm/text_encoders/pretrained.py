@@ -6,6 +6,7 @@ L tokens of a text, E features of one.
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -84,13 +85,13 @@ class Pretrained(TextEncoder):
 
     # --- what differs
 
+    @abstractmethod
     def architecture(self) -> Any:
         """The class in transformers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def text_part(self, config: Any) -> Any:
         """Of its config.json, as transformers reads it, what is said of texts. Raises ValueError for another model."""
-        raise NotImplementedError
 
     # --- loading
 

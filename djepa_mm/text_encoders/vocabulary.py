@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -52,8 +53,9 @@ class _Learned(TextEncoder):
 
     numbers: Mapping[str, int]  # by unit
 
+    @abstractmethod
     def units(self, text: str) -> list[str]:
-        raise NotImplementedError
+        """What a text is made of."""
 
     def unknown(self, text: str) -> list[str]:
         return list(dict.fromkeys(unit for unit in self.units(text) if unit not in self.numbers))
