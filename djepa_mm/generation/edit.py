@@ -162,8 +162,8 @@ def out_paint(
     """Paint what lies around a picture or clip (C, …, H, W), of any size itself.
 
     sides: pixels to the left, at the top, to the right and at the bottom. mask: bool, what is painted anew of the
-    middle, as in `in_paint`. What is to come is held at the edge, because a VAE sees more than the pixels of one
-    latent. Raises UserError for a size that the model cannot have, and where nothing is to be painted.
+    middle, as in `in_paint`. Raises UserError for a size that the model cannot have, and where nothing is to be
+    painted.
     """
     if media.dim() < 3:
         raise UserError("--size and --extend: this model's media have no width and height; edit with --from and --to")
@@ -172,11 +172,7 @@ def out_paint(
         raise UserError(f"--extend {left},{top},{right},{bottom}: give 0 or more pixels on each side, and more on one")
     height, width = media.shape[-2:]
     pipeline.spec_for(Extent(size=(top + height + bottom, left + width + right)))
-    rows, columns = (
-        torch.arange(-before, size + after).clamp(0, size - 1)
-        for before, size, after in ((top, height, bottom), (left, width, right))
-    )
-    canvas = media[..., rows, :][..., columns]
+    canvas = functional.pad(media, (left, right, top, bottom))
     middle = (..., slice(top, top + height), slice(left, left + width))
     painted = torch.ones((*media.shape[1:-2], *canvas.shape[-2:]), dtype=torch.bool)
     painted[middle] = False
