@@ -128,23 +128,23 @@ def generate(
             raise UserError(f"--format {format_}: the layout says which files there are; leave it out")
         benchmark = read_benchmark(layout, prompts)
         texts = [prompt.text for prompt in benchmark]
-        count = count or LAYOUTS[layout].count
     elif prompts is not None:
         texts = read_prompts(prompts)
+    count = count or (1 if layout is None else LAYOUTS[layout].count)
     extra = {**({} if rate == 1 else {"rate": rate}), **({} if unknown is Unknown.error else {"unknown": "drop"})}
     conditions = asked(class_ or [], texts, condition or [], extra)
     model = load(run, set_ or [], device=device)
     folder = out or run_of(run) / (layout or "generated")
     check_writable(folder)  # before minutes of work
     if layout is not None:
-        check_layout(layout, model.pipeline.tokenizer, folder, count=count or 1, size=size_of(size))
+        check_layout(layout, model.pipeline.tokenizer, folder, count=count, size=size_of(size))
     suffix = None if format_ is None else f".{format_.lower().lstrip('.')}"
     if suffix is not None:
         check_suffix(model.pipeline.tokenizer.media, suffix, f"--format {format_}")
     with progress_bar("generating") as progress:
         items = model.generate(
             conditions or None,
-            count=count or 1,
+            count=count,
             seconds=seconds,
             size=size_of(size),
             aspect=aspect_of(aspect),

@@ -253,9 +253,9 @@ class Trainer:
             learned = self._learn(batch)
             self.state.cursor = cursor
             if learned is None and cursor.epoch > epoch + 1:  # a whole one, of which no process could read anything
-                broken = dict(self.task.report().broken)
-                name = next(iter(broken), "none is there")
-                raise UserError(f"no item of the corpus can be read: {name} {broken.get(name, '')}".rstrip())
+                broken = self.task.report().broken
+                example = next((f"{name}: {reason}" for name, reason in broken.items()), "none is there")
+                raise UserError(f"no item of the corpus can be read: {example}")
         self.state.step += 1
         self.state.seconds = self._clock()
         self.bad_steps = 0 if self._finite else self.bad_steps + 1

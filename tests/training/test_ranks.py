@@ -19,6 +19,7 @@ from support import ROOT, SMALL_TOKENIZER
 import djepa_mm
 from djepa_mm.core.djepa import Draws, Losses
 from djepa_mm.data.batches import Share, laid_out
+from djepa_mm.data.corpus import Cursor
 from djepa_mm.errors import UserError
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.recipe.load import load_recipe
@@ -285,6 +286,14 @@ def test_a_part_of_broken_items_counts_for_nothing(tmp_path: Path) -> None:
         weights.append(task.online.state_dict())
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor)
+
+
+def test_an_epoch_of_which_no_process_can_read_anything_ends_the_run(tmp_path: Path) -> None:
+    trainer = Trainer(DJEPATask(load_recipe("digits", SMALL), device=torch.device("cpu")), tmp_path)
+    nothing = iter([([None], Cursor(epoch, 1)) for epoch in range(3)])
+    with pytest.raises(UserError, match="no item of the corpus can be read"):
+        trainer.one_step(nothing)
+    assert next(nothing, None) is None, "it has ended sooner"
 
 
 def test_a_process_that_gets_no_items_goes_on_over_the_epochs_end() -> None:
