@@ -6,13 +6,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from djepa_mm.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor  # a second to import
 
 T = TypeVar("T")
 
@@ -98,6 +101,11 @@ ALONE = Ranks()
 def launched() -> bool:
     """Whether torchrun, or what sets the same variables, has started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_split(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether each process has a part of it, as of a model that is sharded."""
+    return hasattr(tensor, "full_tensor")
 
 
 def restarts() -> int:

@@ -24,10 +24,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed import checkpoint
-from torch.distributed.tensor import DTensor
 
-from djepa_mm.ranks import Ranks, current
+from djepa_mm.ranks import Ranks, current, is_split
 from djepa_mm.runs.files import written_to
 from djepa_mm.weights import FORMAT, checkpoints, read_state, read_tensors, sha256
 
@@ -109,11 +107,13 @@ def snapshot(tensors: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> dict[
 
 
 def sharded(tensors: Mapping[str, Tensor]) -> bool:
-    return any(isinstance(tensor, DTensor) for tensor in tensors.values())
+    return any(is_split(tensor) for tensor in tensors.values())
 
 
 def write_sharded(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
     """Of every process what it has, as safetensors. Raises OSError."""
+    from torch.distributed import checkpoint  # a second to import
+
     writer = checkpoint.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         checkpoint.save(dict(tensors), storage_writer=writer, process_group=ranks.group)

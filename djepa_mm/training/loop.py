@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from djepa_mm.core.averaging import update_average, warmed_decay
 from djepa_mm.data.corpus import Cursor, merge
 from djepa_mm.errors import UserError
 from djepa_mm.precision import matrix_speed, without_slow_bf16
-from djepa_mm.ranks import ElsewhereError, current, settle
+from djepa_mm.ranks import ElsewhereError, current, is_split, settle
 from djepa_mm.recipe.load import dump_recipe
 from djepa_mm.runs.checkpoint import remove_unfinished
 from djepa_mm.runs.files import check_writable, only_run, written_to
@@ -294,7 +293,7 @@ class Trainer:
             total += loss.detach()
         self.ranks.add(total)
         norm = nn.utils.clip_grad_norm_(chosen.module.parameters(), optim.clip)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = norm.full_tensor() if is_split(norm) else norm
         if not bool(norm.isfinite() & total.isfinite()):
             self._finite = False
             return norm

@@ -13,11 +13,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from djepa_mm.data.corpus import Cursor
 from djepa_mm.errors import Notice, UserError
-from djepa_mm.ranks import Ranks
+from djepa_mm.ranks import Ranks, is_split
 from djepa_mm.recipe.load import recipe_data
 from djepa_mm.runs.checkpoint import save_checkpoint, snapshot
 from djepa_mm.types import Config
@@ -156,8 +155,10 @@ class Moments:
 
 def laid_out(whole: Tensor, like: Tensor) -> Tensor:
     """A tensor that is the same in every process, split over them as `like` is, if it is and has that shape."""
-    if not isinstance(like, DTensor) or whole.shape != like.shape:
+    if not is_split(like) or whole.shape != like.shape:
         return whole
+    from torch.distributed.tensor import distribute_tensor  # a second to import
+
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 

@@ -7,19 +7,20 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from djepa_mm.core.djepa import DJEPA
 from djepa_mm.core.nn.blocks import Transformer, TwoStreamBlock
-from djepa_mm.ranks import Ranks
+from djepa_mm.ranks import Ranks, is_split
 from djepa_mm.recipe.schema import ComputeConfig
 
 
 def wrap_djepa(model: DJEPA, compute: ComputeConfig, ranks: Ranks, device: torch.device) -> nn.Module:
     """The online networks as training calls them. Shards the model, where that is asked for, in place."""
     if compute.shard and ranks.world > 1:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # a second to import
+
         prepare(model, compute)
         mesh = init_device_mesh(device.type, (ranks.world,))
         for networks in (model.online, model.averaged):
@@ -61,6 +62,11 @@ def prepare(network: nn.Module, compute: ComputeConfig) -> None:
 @contextmanager
 def whole_weights(networks: nn.Module) -> Iterator[None]:
     """In here every process has all of a sharded network's weights, and may use them as often as it likes."""
+    if not any(is_split(parameter) for parameter in networks.parameters()):
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule  # a second to import
+
     sharded = [module for module in networks.modules() if isinstance(module, FSDPModule)]
     for module in sharded:
         module.set_reshard_after_forward(False, recurse=False)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from djepa_mm.data.cache import corpus_folder, made_whole
 from djepa_mm.types import Entry, Item, Progress, SourceConfig, UserError
+
+FILE = "digits.safetensors"
 
 
 class DigitsConfig(SourceConfig):
@@ -28,18 +36,34 @@ class DigitsConfig(SourceConfig):
 
 
 def load_digits(split: Literal["all", "train", "test"]) -> tuple[Tensor, list[int]]:
-    """Pictures (items, 1, 8, 8) in [-1, 1] and their labels. "test" is what "train" leaves of "all"."""
+    """Pictures (items, 1, 8, 8) in [-1, 1] and their labels. "test" is what "train" leaves of "all".
+
+    scikit-learn takes three seconds to import, so they are kept in the user's cache."""
     try:
-        from sklearn import datasets
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
+        made_by = version("scikit-learn")
+    except PackageNotFoundError as error:
         raise UserError('data.source: digits needs scikit-learn: pip install "djepa-mm[demo]"') from error
+    cache = corpus_folder("digits", f"{split} {made_by}")
+    try:
+        digits = load_file(cache / FILE)
+    except (OSError, SafetensorError):
+        digits = _made(split)
+        shutil.rmtree(cache, ignore_errors=True)  # what is damaged
+        with suppress(OSError), made_whole(cache) as folder:
+            save_file(digits, folder / FILE)
+    return digits["pictures"], digits["labels"].tolist()
+
+
+def _made(split: Literal["all", "train", "test"]) -> dict[str, Tensor]:
+    from sklearn import datasets
+    from sklearn.model_selection import train_test_split
+
     digits = datasets.load_digits()
     pictures, labels = digits.images, digits.target  # (1797, 8, 8) in [0, 16]
     if split != "all":
         halves = train_test_split(pictures, labels, test_size=0.2, stratify=labels, random_state=0)
         pictures, labels = (halves[0], halves[2]) if split == "train" else (halves[1], halves[3])
-    return torch.tensor(pictures, dtype=torch.float32)[:, None] / 8 - 1, labels.tolist()
+    return {"pictures": torch.tensor(pictures, dtype=torch.float32)[:, None] / 8 - 1, "labels": torch.tensor(labels)}
 
 
 class Digits:

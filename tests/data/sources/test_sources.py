@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,23 @@ def test_train_and_test_digits_share_none() -> None:
     everything = load_digits("all")[0].flatten(1)
     assert torch.equal(pictures.sum(0), everything.sum(0))
     assert not (torch.cdist(test[0].flatten(1), train.pictures.flatten(1)) == 0).any()
+
+
+def test_digits_come_from_the_cache_and_need_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("djepa_mm.data.cache.user_cache_path", lambda *_, **__: cache)
+    pictures, labels = load_digits("train")
+    (kept,) = cache.rglob("*.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "sklearn", None)
+        assert torch.equal(load_digits("train")[0], pictures)
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:1000])
+    assert load_digits("train")[1] == labels
+    assert kept.read_bytes() == whole
+    shutil.rmtree(cache)
+    cache.write_text("a file, in which nothing can be kept")
+    assert torch.equal(load_digits("train")[0], pictures)
 
 
 def test_the_packaged_recipe_holds_digits_out() -> None:
