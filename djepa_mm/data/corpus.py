@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,9 +14,12 @@ from torch.utils.data import DataLoader
 from djepa_mm.data.batches import ALL, Batcher, Encoded, Portion, Read, Share, deaf_to_interrupts, leave_interrupts
 from djepa_mm.data.compact import Alike
 from djepa_mm.data.drawing import BEFORE, TOKENS, drawing, item_seed
+from djepa_mm.data.feedback import Feedback, State, measures, merged, moved
 from djepa_mm.data.reading import Kept, KeptCorpus, Memory, Reading, Row, draws, every_reading, readings_of
-from djepa_mm.recipe.schema import BatchConfig
+from djepa_mm.recipe.schema import BatchConfig, FeedbackConfig
 from djepa_mm.types import BrokenItem, ConditionKind, Entry, MediaSpec, Progress, Source, Tokenizer, UserError
+
+T = TypeVar("T")
 
 BUCKET_BATCHES = 32  # items of this many batches are sorted by length together
 
@@ -29,10 +32,18 @@ class Cursor:
     batch: int = 0
     readers: tuple[tuple[int, ...] | None, ...] = ()
     """Of a stream, where each of its readers stands; None of those that other processes read."""
+    feedback: tuple[State | None, ...] = ()
+    """What each reader of a stream has counted, where that steers it. Of a corpus by index, what there was when the
+    epoch began, and what the epoch has added."""
 
     def __post_init__(self) -> None:
         places = (None if place is None else tuple(place) for place in self.readers)  # JSON gives lists
         object.__setattr__(self, "readers", tuple(places))
+        object.__setattr__(self, "feedback", tuple(self.feedback))
+
+    def state(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {name: value for name, value in asdict(self).items() if name != "feedback" or value}
 
 
 def merge(cursors: Sequence[Cursor]) -> Cursor:
@@ -40,9 +51,12 @@ def merge(cursors: Sequence[Cursor]) -> Cursor:
     first = cursors[0]
     if not first.readers:
         return first
-    places = zip(*(cursor.readers for cursor in cursors), strict=True)
-    known = tuple(next((place for place in one if place is not None), None) for one in places)
-    return Cursor(min(cursor.epoch for cursor in cursors), first.batch, known)
+
+    def known(of_each: Iterable[tuple[T | None, ...]]) -> tuple[T | None, ...]:
+        return tuple(next((one for one in told if one is not None), None) for told in zip(*of_each, strict=True))
+
+    places, counted = known(cursor.readers for cursor in cursors), known(cursor.feedback for cursor in cursors)
+    return Cursor(min(cursor.epoch for cursor in cursors), first.batch, places, counted)
 
 
 class Corpus:
@@ -58,10 +72,11 @@ class Corpus:
         condition: ConditionKind[Any],
         config: BatchConfig,
         *,
+        feedback: FeedbackConfig | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.source, self.tokenizer, self.condition = source, tokenizer, condition
+        self.source, self.tokenizer, self.condition, self.feedback = source, tokenizer, condition, feedback
         self.config, self.seed, self.device = config, seed, torch.device(device)
         self.batcher = Batcher(tokenizer, condition, self.device)
         self.broken = self.batcher.broken
@@ -163,11 +178,15 @@ class Corpus:
 
     # --- batches
 
-    def plan(self, epoch: int) -> list[list[int]]:
-        """Indices of every batch of an epoch; the same for the same seed, epoch and corpus."""
+    def plan(self, epoch: int, counted: State | None = None) -> list[list[int]]:
+        """Indices of every batch of an epoch; the same for the same seed, epoch and corpus.
+
+        counted: before the epoch, where that steers it; then no batch may be left."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         indices = list(self.specs)
         indices = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
+        if self.feedback is not None and not (indices := self._thinned(indices, epoch, counted)):
+            return []
         if len({spec.num_tokens for spec in self.specs.values()}) == 1:
             batches = self._cut(indices)
             return batches if len(batches) == 1 or len(batches[-1]) == len(batches[0]) else batches[:-1]
@@ -193,12 +212,40 @@ class Corpus:
                 batch.append(index)
         return batches
 
+    def _thinned(self, indices: Sequence[int], epoch: int, counted: State | None) -> list[int]:
+        """Those that are to be taken, one after the other by what was taken before."""
+        assert self.feedback is not None
+        feedback, kept = Feedback(self.feedback, counted), []
+        for index in indices:
+            entry = self.source.entry(index)
+            attributes = feedback.attributes(entry)
+            if feedback.accepts(attributes, entry.name, epoch):
+                feedback.observe(attributes, taken=True)
+                kept.append(index)
+        return kept
+
+    def _observe(self, feedback: Feedback, indices: Iterable[int], *, taken: bool) -> None:
+        for index in indices:
+            sizes = measures(self.specs[index].shape) if taken else ()
+            feedback.observe((*feedback.attributes(self.source.entry(index)), *sizes), taken=taken)
+
+    def moved(self, cursor: Cursor, scores: Mapping[str, float]) -> Cursor:
+        """The place, where frequencies move by scores; from the next epoch on."""
+        *began, added = cursor.feedback or ({}, {})
+        return replace(cursor, feedback=(*began, moved(self.feedback, added, scores)))
+
     def batches(self, start: Cursor, share: Share = ALL) -> Iterator[tuple[list[Portion | None], Cursor]]:
         """Batches without end from a place on, each with the place that follows it: the parts of this process, None
         for one of which no item could be read."""
         epoch, skip = start.epoch, start.batch
+        began, added = start.feedback if len(start.feedback) == 2 and not start.readers else ({}, {})
         while True:
-            plan = self.plan(epoch)[skip:]
+            whole = self.plan(epoch, began)
+            plan = whole[skip:]
+            feedback = None if self.feedback is None else Feedback(self.feedback, added)
+            if feedback is not None and not skip:
+                given = {index for batch in whole for index in batch}
+                self._observe(feedback, (index for index in self.specs if index not in given), taken=False)
             loader = DataLoader(
                 Reading(self.reading),
                 batch_sampler=(
@@ -217,10 +264,16 @@ class Corpus:
             for number, batch in enumerate(plan, start=skip + 1):
                 portions = [self._portion(next(reading), part, epoch) for part in self._deal(batch, share)]
                 trained |= any(portions)
-                yield portions, Cursor(epoch, number)
-            if not trained and skip == 0:
+                if feedback is not None:
+                    self._observe(feedback, batch, taken=True)
+                    added = feedback.state()
+                yield portions, Cursor(epoch, number, feedback=(began, added) if feedback is not None else ())
+            if plan and not trained and skip == 0:
                 raise UserError(f"no item of the corpus can be read: {self.batcher.example}")
             epoch, skip = epoch + 1, 0
+            if feedback is not None:
+                began = merged([began, added])
+                added = {"factors": began["factors"]}
 
     def _deal(self, batch: Sequence[int], share: Share) -> list[list[int]]:
         return share.deal([self.specs[index].num_tokens for index in batch])

@@ -10,12 +10,13 @@ V readers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from djepa_mm.data.batches import (
@@ -30,7 +31,8 @@ from djepa_mm.data.batches import (
 )
 from djepa_mm.data.corpus import Corpus, Cursor, Seen
 from djepa_mm.data.drawing import BEFORE, TOKENS, drawing, item_seed
-from djepa_mm.recipe.schema import BatchConfig
+from djepa_mm.data.feedback import Feedback, State, check_classes, measures, moved
+from djepa_mm.recipe.schema import BatchConfig, FeedbackConfig
 from djepa_mm.types import (
     BrokenItem,
     ConditionKind,
@@ -153,16 +155,18 @@ class StreamCorpus:
         condition: ConditionKind[Any],
         config: BatchConfig,
         *,
+        feedback: FeedbackConfig | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         if config.cache:
             raise UserError("batch.cache: a corpus of shards is not kept in memory; set batch.cache to false")
-        self.source, self.tokenizer, self.condition = source, tokenizer, condition
+        self.source, self.tokenizer, self.condition, self.feedback = source, tokenizer, condition, feedback
         self.config, self.seed, self.device = config, seed, torch.device(device)
         self.batcher = Batcher(tokenizer, condition, self.device)
         self.broken = self.batcher.broken
         self.seen = 0  # items
+        self._begun = False  # reading batches
 
     def identity(self) -> dict[str, Any]:
         """What tells this corpus from another: a run that goes on needs the same one."""
@@ -233,8 +237,9 @@ class StreamCorpus:
         places = {number: place for number, place in began.items() if place is not None}
         assert places.keys() == began.keys(), "cursors of all processes are merged before they are kept"
         workers = max((n for n in range(1, self.config.workers + 1) if len(own) % n == 0), default=0)
+        counted: dict[int, State | None] = dict.fromkeys(own) if self.feedback is None else self._counted(start, own)
         loader = DataLoader(
-            _Reading(self, list(places.items()), each),
+            _Reading(self, list(places.items()), each, counted),
             batch_size=None,
             num_workers=workers,
             worker_init_fn=leave_interrupts,
@@ -243,7 +248,7 @@ class StreamCorpus:
         with deaf_to_interrupts(workers):
             reading = iter(loader)
         batch, barren, known = start.batch, True, dict(places)
-        self.seen = 0
+        self.seen, self._begun = self.seen if self._begun else 0, True
         while True:
             portions: list[Portion | None] = []
             for part in range(share.parts):
@@ -253,14 +258,25 @@ class StreamCorpus:
                     if isinstance(found, str):
                         raise UserError(found)
                     assert found.reader == number
-                    known[number] = found.after
+                    known[number], counted[number] = found.after, found.counted
                     reads += [self._read(row, number * each + n) for n, row in enumerate(found.rows)]
                 portions.append(self._portion(reads))
             batch, barren = batch + 1, barren and not any(portions)
             epoch = min(place.epoch for place in known.values())
             if barren and epoch > min(place.epoch for place in places.values()) + 1:
                 raise UserError(f"no item of the corpus can be read: {self.batcher.example}")
-            yield portions, Cursor(epoch, batch, tuple(known.get(n) for n in range(self.source.readers)))
+            every = range(self.source.readers)
+            feedback = () if self.feedback is None else tuple(counted.get(n) for n in every)
+            yield portions, Cursor(epoch, batch, tuple(known.get(n) for n in every), feedback)
+
+    def _counted(self, start: Cursor, own: Sequence[int]) -> dict[int, State | None]:
+        """What each of these readers has counted; nothing yet where the run was not steered."""
+        known = len(start.feedback) == self.source.readers
+        return {number: start.feedback[number] if known else {} for number in own}
+
+    def moved(self, cursor: Cursor, scores: Mapping[str, float]) -> Cursor:
+        """The place, where frequencies move by scores, at once."""
+        return replace(cursor, feedback=tuple(moved(self.feedback, state, scores) for state in cursor.feedback))
 
     def _readers_a_part(self, share: Share) -> int:
         """Raises UserError where readers, batch and processes do not divide."""
@@ -335,13 +351,16 @@ def open_corpus(
     condition: ConditionKind[Any],
     config: BatchConfig,
     *,
+    feedback: FeedbackConfig | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Corpus | StreamCorpus:
-    """By index or as a stream, as the source is."""
+    """By index or as a stream, as the source is. Raises UserError."""
+    if feedback is not None:
+        check_classes(feedback)
     if isinstance(source, Stream):
-        return StreamCorpus(source, tokenizer, condition, config, seed=seed, device=device)
-    return Corpus(source, tokenizer, condition, config, seed=seed, device=device)
+        return StreamCorpus(source, tokenizer, condition, config, feedback=feedback, seed=seed, device=device)
+    return Corpus(source, tokenizer, condition, config, feedback=feedback, seed=seed, device=device)
 
 
 # --- processes that read ----------------------------------------------------------------------------------------------
@@ -364,13 +383,21 @@ class _Turn:
     reader: int
     rows: list[_Row]
     after: Place
+    counted: State | None  # then, where that steers it
 
 
 class _Reading(IterableDataset["_Turn | str"]):
     """Turns of each reader after the other, without end; or why none can follow."""
 
-    def __init__(self, corpus: StreamCorpus, readers: Sequence[tuple[int, Place]], each: int) -> None:
-        """each: most items of a turn."""
+    def __init__(
+        self,
+        corpus: StreamCorpus,
+        readers: Sequence[tuple[int, Place]],
+        each: int,
+        counted: Mapping[int, State | None],
+    ) -> None:
+        """each: most items of a turn. counted: by each reader, where that steers it."""
+        self.feedback, self.counted = corpus.feedback, dict(counted)
         self.source, self.seed, self.readers, self.each = corpus.source, corpus.seed, readers, each
         budget = corpus.config.tokens
         self.budget = None if budget is None else budget / corpus.source.readers
@@ -388,16 +415,36 @@ class _Reading(IterableDataset["_Turn | str"]):
     def _turns(self, number: int, place: Place) -> Iterator[_Turn]:
         rows: list[_Row] = []
         longest = 0
+        feedback = None if self.feedback is None else Feedback(self.feedback, self.counted[number])
+        attributes: tuple[str, ...] = ()
+
+        def turn() -> _Turn:
+            return _Turn(number, rows, place, None if feedback is None else feedback.state())
+
         for taken, after in Reader(self.source, number, seed=self.seed).taken(place):
+            if feedback is not None:
+                attributes = self._attributes(feedback, taken.sample)
+                if not feedback.accepts(attributes, taken.sample.name, taken.epoch):
+                    feedback.observe(attributes, taken=False)
+                    place = after
+                    continue
             row, tokens = self._row(taken)
             if rows and self.budget is not None and max(longest, tokens) * (len(rows) + 1) > self.budget:
-                yield _Turn(number, rows, place)
+                yield turn()
                 rows, longest = [], 0
+            if feedback is not None and isinstance(row.content, Tensor):
+                feedback.observe((*attributes, *measures(tuple(row.content.shape))), taken=True)
             rows.append(row)
             longest, place = max(longest, tokens), after
             if len(rows) == self.each:
-                yield _Turn(number, rows, place)
+                yield turn()
                 rows, longest = [], 0
+
+    def _attributes(self, feedback: Feedback, sample: Sample) -> tuple[str, ...]:
+        try:
+            return feedback.attributes(self.source.entry(sample))
+        except BrokenItem:  # reading it says so
+            return ()
 
     def _row(self, taken: Taken) -> tuple[_Row, int]:
         """The item, and its tokens where they are counted."""

@@ -54,10 +54,12 @@ MOST_HEADER = 1 << 16  # bytes of a name or of a list of attributes in a tar
 MOST_INDEX = 1 << 28  # bytes
 MOST_SHARDS = 1_000_000
 MOST_LABEL = 1000  # characters
+TAGS = ("style", "source")  # names in a .json
 
 
 class ShardsConfig(clips.VideoConfig):
-    """WebDataset's shards of pictures, sounds or clips, with labels in .cls, captions in .txt, either in .json.
+    """WebDataset's shards of pictures, sounds or clips, with labels in .cls, captions in .txt, either in .json,
+    where a style and a source may stand too.
 
     Keys of other media than these are refused where they are set."""
 
@@ -189,10 +191,14 @@ class Shards(Stream):
         if asked():
             yield number, sample()
 
-    def decode(self, sample: Sample) -> Item:
-        label, text = _said(sample)
+    def entry(self, sample: Sample) -> Entry:
+        label, text, tags = _said(sample)
         if label is not None and label not in self._known and label.isdecimal() and int(label) < len(self.classes):
             label = self.classes[int(label)]
+        return Entry(name=sample.name, label=label, text=text, tags=tags)
+
+    def decode(self, sample: Sample) -> Item:
+        entry = self.entry(sample)
         suffix = next((one for one in sample.members if one == TENSOR or _ends_in(one, self.suffixes)), None)
         if suffix is None:
             raise BrokenItem(f"no {self.config.media} in it, but {', '.join(sample.members)}")
@@ -204,7 +210,7 @@ class Shards(Stream):
         media = self._tensor(content) if suffix == TENSOR else read(content, suffix)
         if self.config.flip and one_of(MIRRORED) == 0:
             media = media.flip(-1)
-        return Item(entry=Entry(name=sample.name, label=label, text=text), media=media)
+        return Item(entry=entry, media=media)
 
     def _picture(self, content: bytes, suffix: str) -> Tensor:
         config = self.config
@@ -251,12 +257,13 @@ class Shards(Stream):
 # --- items ------------------------------------------------------------------------------------------------------------
 
 
-def _said(sample: Sample) -> tuple[str | None, str | None]:
-    """Label and text of an item. Raises BrokenItem; also where one of its files cannot be used."""
+def _said(sample: Sample) -> tuple[str | None, str | None, tuple[tuple[str, str], ...]]:
+    """Label, text and tags of an item. Raises BrokenItem; also where one of its files cannot be used."""
     for suffix, content in sample.members.items():
         if isinstance(content, str):
             raise BrokenItem(f".{suffix}: {content}" if suffix else content)
     label, text = (_text(sample, suffix) for suffix in ("cls", "txt"))
+    tags: tuple[tuple[str, str], ...] = ()
     if (raw := _text(sample, "json")) is not None:
         try:
             found = json.loads(raw)
@@ -266,9 +273,10 @@ def _said(sample: Sample) -> tuple[str | None, str | None]:
             raise BrokenItem(".json: no object of names and values")
         text = text if text is not None else _value(found.get("caption", found.get("text")))
         label = label if label is not None else _value(found.get("label"))
+        tags = tuple((tag, value) for tag in TAGS if 0 < len(value := _value(found.get(tag)) or "") <= MOST_LABEL)
     if label is not None and len(label) > MOST_LABEL:
         raise BrokenItem(f"a label of {len(label):,} characters")
-    return label, text
+    return label, text, tags
 
 
 def _text(sample: Sample, suffix: str) -> str | None:
