@@ -226,7 +226,7 @@ class Corpus:
 
     def _observe(self, feedback: Feedback, indices: Iterable[int], *, taken: bool) -> None:
         for index in indices:
-            sizes = measures(self.specs[index].shape) if taken else ()
+            sizes = measures(tuple(self.specs[index].shape)) if taken else ()
             feedback.observe((*feedback.attributes(self.source.entry(index)), *sizes), taken=taken)
 
     def moved(self, cursor: Cursor, scores: Mapping[str, float]) -> Cursor:

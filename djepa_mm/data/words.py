@@ -38,8 +38,9 @@ WORDS: Mapping[str, str] = {
     "spatial": """
         left of=to the left of=on the left of, right of=to the right of=on the right of, above=over,
         below=under=beneath, on top of, next to=beside, near=close to, in front of, behind, between,
-        inside=inside of, outside=outside of, on the left=on the left side, on the right=on the right side, in the middle=in the center=in the centre,
-        in the background, in the foreground, around=surrounded by, far from, opposite, at the top, at the bottom
+        inside=inside of, outside=outside of, on the left=on the left side, on the right=on the right side,
+        in the middle=in the center=in the centre, in the background, in the foreground, around=surrounded by,
+        far from, opposite, at the top, at the bottom
     """,
 }
 

@@ -1,12 +1,14 @@
-"""Data feedback: what is counted, what is thinned, what scores move; the same for all ranks, workers and resumed runs."""
+"""Data feedback: what is counted and thinned, what scores move; the same for all ranks, workers and resumed runs."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
+import tarfile
 from collections import Counter
-from itertools import islice
+from functools import cache
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_streams import tar
 
 from djepa_mm.data.batches import Share
 from djepa_mm.data.corpus import Corpus, Cursor, merge
@@ -23,7 +24,7 @@ from djepa_mm.data.sources.shards import ShardsConfig
 from djepa_mm.data.streams import StreamCorpus, open_corpus
 from djepa_mm.data.words import Words
 from djepa_mm.recipe.load import load_recipe
-from djepa_mm.recipe.schema import BatchConfig, FeedbackConfig
+from djepa_mm.recipe.schema import BatchConfig, FeedbackConfig, Recipe
 from djepa_mm.types import Entry, Item, UserError
 
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
@@ -83,7 +84,7 @@ def test_what_is_over_its_frequency_is_taken_at_every_second_visit() -> None:
         feedback.observe(["colours/blue"], taken=True)
     names = [f"shard/{n}" for n in range(2000)]
     taken = [[feedback.accepts(["colours/red"], name, epoch) for name in names] for epoch in range(4)]
-    for one, next_one in zip(taken, taken[1:], strict=False):
+    for one, next_one in pairwise(taken):
         assert abs(sum(one) / len(one) - 0.5) < 0.05
         assert all(a != b for a, b in zip(one, next_one, strict=True))  # never left out twice running
     assert all(feedback.accepts(["colours/blue", "shapes/circle"], name, 0) for name in names)
@@ -109,12 +110,14 @@ def test_scores_move_frequencies() -> None:
         {"colours/red": math.exp(-0.4), "colours/blue": math.exp(0.4), "label/a": 1.0}
     )
     assert feedback.shares("colours")["colours/blue"] == pytest.approx(1 / (1 + math.exp(-0.8)))
-    assert not feedback.recent and feedback.sampled["colours/red"] == 1
+    assert not feedback.recent
+    assert feedback.sampled["colours/red"] == 1
     for _ in range(9):
         feedback.move({"red": 1.0, "blue": 0.0})
     assert (feedback.factors["colours/red"], feedback.factors["colours/blue"]) == (0.25, 4.0)
     again = Feedback(feedback.config, json.loads(json.dumps(feedback.state())))
-    assert again.state() == feedback.state() and again.shares("colours") == feedback.shares("colours")
+    assert again.state() == feedback.state()
+    assert again.shares("colours") == feedback.shares("colours")
 
 
 def test_rare_words_become_more_frequent_and_memory_is_bounded() -> None:
@@ -126,9 +129,11 @@ def test_rare_words_become_more_frequent_and_memory_is_bounded() -> None:
         {name: counts[f"colours/{name}"] / sum(counts[f"colours/{c}"] for c in COLOURS) for name in COLOURS}
         for counts in (feedback.offered, feedback.sampled)
     )
-    assert after["red"] < 0.75 * before["red"] and after["pink"] > 1.3 * before["pink"]
+    assert after["red"] < 0.75 * before["red"]
+    assert after["pink"] > 1.3 * before["pink"]
     sources = [name for name in feedback.offered if name.startswith("source/")]
-    assert len(sources) == MOST + 1 and feedback.offered[f"source/{OTHERS}"] == 8000 - MOST
+    assert len(sources) == MOST + 1
+    assert feedback.offered[f"source/{OTHERS}"] == 8000 - MOST
 
 
 def test_sizes_are_counted_in_classes() -> None:
@@ -161,39 +166,38 @@ class Texts:
         return Item(entry=self.entry(index), media=torch.full(self.shape(index), index / len(self)))
 
 
+@cache
+def recipe(condition: str) -> Recipe:
+    """Of pictures in one token for 4×4 pixels."""
+    vary = {"tokenizer.vary": True, "tokenizer.patch": 4, "model.positions": "rotary", "sample.guidance": 1.0}
+    return load_recipe("digits", {**vary, "condition": {"kind": condition}})
+
+
 def indexed(texts: list[str], feedback: FeedbackConfig | None = UNIFORM, workers: int = 0) -> Corpus:
-    recipe = load_recipe("digits", {"tokenizer.vary": True, "tokenizer.patch": 4})
-    kind = recipe.condition.build()
-    source = Texts(texts)
+    kind, source = recipe("class").condition.build(), Texts(texts)
     kind.bind(source)
     batch = BatchConfig(size=8, workers=workers)
-    return Corpus(source, recipe.tokenizer.build(), kind, batch, feedback=feedback, seed=1)
-
-
-def indices(corpus: Corpus, epochs: int) -> list[list[int]]:
-    """Of each epoch, read through the batches."""
-    found: list[list[int]] = [[] for _ in range(epochs)]
-    for portions, cursor in corpus.batches(Cursor()):
-        if cursor.epoch == epochs:
-            return found
-        for portion in portions:
-            assert portion is not None
-            found[cursor.epoch] += [round(len(corpus.source) * float(row[0, 0])) for row in portion.batch.tokens]
-    raise AssertionError
+    return Corpus(source, recipe("class").tokenizer.build(), kind, batch, feedback=feedback, seed=1)
 
 
 def test_a_corpus_by_index_is_thinned_and_each_item_comes_within_two_epochs() -> None:
-    texts = zipf(400)
-    found = indices(indexed(texts), 4)
-    for epoch in range(3):
-        assert len(found[epoch]) < 400
-        assert set(found[epoch]) | set(found[epoch + 1]) == set(range(400))
+    texts, counted = zipf(400), {}
+    corpus = indexed(texts)
+    found = []
+    for epoch in range(4):
+        plan = corpus.plan(epoch, counted)
+        found.append(list(chain(*plan)))
+        feedback = Feedback(UNIFORM, counted)
+        corpus._observe(feedback, found[-1], taken=True)
+        counted = feedback.state()
+    for one, other in pairwise(found):
+        assert len(one) < 400
+        assert set(one) | set(other) == set(range(400))
     counts = Counter(texts[index] for epoch in found for index in epoch)
-    assert counts[texts[0]] / sum(counts.values()) != texts.count(texts[0]) / 400
     red, pink = "a red circle", "a pink circle"
-    assert counts[pink] / counts[red] > 1.5 * texts.count(pink) / texts.count(red)
-    plain = indices(indexed(texts, FeedbackConfig()), 1)  # statistics alone leave nothing out
-    assert sorted(plain[0]) == list(range(400))
+    assert counts[pink] / counts[red] > 1.4 * texts.count(pink) / texts.count(red)
+    plain = indexed(texts, FeedbackConfig()).plan(0)  # statistics alone leave nothing out
+    assert sorted(chain(*plain)) == list(range(400))
 
 
 def content(portions: Any) -> list[Any]:
@@ -201,60 +205,61 @@ def content(portions: Any) -> list[Any]:
 
 
 def test_a_corpus_by_index_goes_on_where_it_stood() -> None:
-    texts, scores = zipf(100), {"red": 0.1, "blue": 0.9}
+    texts, scores = zipf(64), {"red": 0.1, "blue": 0.9}
     corpus = indexed(texts)
 
     def run(stops: set[int], workers: int = 0) -> tuple[list[Any], Cursor]:
-        """40 batches, frequencies moved behind the 7th; begun anew from JSON behind each stop."""
+        """20 batches, frequencies moved behind the 4th; begun anew from JSON behind each stop."""
         found, cursor = [], Cursor()
         batches = corpus.batches(cursor)
-        for n in range(40):
+        for n in range(20):
             portions, cursor = next(batches)
             found.append(content(portions))
-            if n == 7:
+            if n == 4:
                 cursor = corpus.moved(cursor, scores)
-            if n in stops or n == 7:
+            if n in stops or n == 4:
                 cursor = Cursor(**json.loads(json.dumps(cursor.state())))
                 batches = indexed(texts, workers=workers).batches(cursor)
         return found, cursor
 
     whole, last = run(set())
-    again, same = run({3, 9, 12, 30}, workers=2)
-    assert again == whole and same.state() == last.state()
-    assert last.feedback[0]["factors"]["colours/red"] > 1 > last.feedback[0]["factors"]["colours/blue"]  # type: ignore[index]
-    sampled = merged([state for state in last.feedback if state is not None])["sampled"]
-    assert sum(sampled[f"colours/{name}"] for name in COLOURS) == 40 * 8 - 4 * (100 % 8) or sampled["shapes/circle"] > 250
-    assert sampled["aspect/1:1"] + sampled["aspect/2:1"] == sampled["shapes/circle"]
+    again, same = run({3, 12}, workers=1)
+    assert again == whole
+    assert json.dumps(same.state()) == json.dumps(last.state())
+    counted = merged([state for state in last.feedback if state is not None])
+    assert counted["factors"]["colours/red"] > 1 > counted["factors"]["colours/blue"]
+    batches = [batch for portions in whole for _, batch in portions]
+    assert counted["sampled"]["shapes/circle"] == sum(map(len, batches))
+    assert counted["sampled"]["aspect/1:1"] + counted["sampled"]["aspect/2:1"] == counted["sampled"]["shapes/circle"]
     for rank in (0, 1):  # two processes count alike
-        parts = list(islice(corpus.batches(Cursor(), Share(rank=rank, world=2)), 30))
-        alone = list(islice(corpus.batches(Cursor()), 30))
-        assert parts[-1][1].state() == alone[-1][1].state()
+        *_, (_, cursor) = islice(corpus.batches(Cursor(), Share(rank=rank, world=2)), 5)
+        *_, (_, alone) = islice(corpus.batches(Cursor()), 5)
+        assert cursor == alone
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four of 40 items each: a number as a shade of grey, a text, and a style."""
-    folder, texts = tmp_path_factory.mktemp("shards"), zipf(160)
+    """Four of 24 items each: a number as a shade of grey, a text, and a style."""
+    folder, texts = tmp_path_factory.mktemp("shards"), zipf(96)
     for shard in range(4):
-        files: dict[str, Any] = {}
-        for n in range(40 * shard, 40 * shard + 40):
-            out = io.BytesIO()
-            Image.fromarray(np.full((8, 8), n, np.uint8)).save(out, "PNG")
-            said = {"caption": texts[n], "style": "photo" if n % 4 else "sketch"}
-            files |= {f"{n:04d}.png": out.getvalue(), f"{n:04d}.json": json.dumps(said).encode()}
-        tar(folder / f"{shard:03d}.tar", files)
+        with tarfile.open(folder / f"{shard:03d}.tar", "w") as out:
+            for n in range(24 * shard, 24 * shard + 24):
+                png = io.BytesIO()
+                Image.fromarray(np.full((4, 4), n, np.uint8)).save(png, "PNG")
+                said = {"caption": texts[n], "style": "photo" if n % 4 else "sketch"}
+                for suffix, raw in (("png", png.getvalue()), ("json", json.dumps(said).encode())):
+                    info = tarfile.TarInfo(f"{n:04d}.{suffix}")
+                    info.size = len(raw)
+                    out.addfile(info, io.BytesIO(raw))
     return folder
 
 
 def stream(shards: Path, workers: int = 0, feedback: FeedbackConfig | None = UNIFORM) -> StreamCorpus:
-    recipe = load_recipe("digits", {"condition": {"kind": "none"}, "sample.guidance": 1.0})
-    source = ShardsConfig(
-        source="shards", urls=str(shards), media="picture", channels=1, readers=4, shuffle=8, size=(8, 8)
-    ).build()
+    keys = {"media": "picture", "channels": 1, "readers": 4, "shuffle": 8, "size": (4, 4)}
+    source = ShardsConfig(source="shards", urls=str(shards), **keys).build()
+    tokenizer, kind = recipe("none").tokenizer.build(), recipe("none").condition.build()
     batch = BatchConfig(size=8, workers=workers)
-    found = open_corpus(
-        source, recipe.tokenizer.build(), recipe.condition.build(), batch, feedback=feedback, seed=3
-    )
+    found = open_corpus(source, tokenizer, kind, batch, feedback=feedback, seed=3)
     assert isinstance(found, StreamCorpus)
     return found
 
@@ -263,31 +268,35 @@ def test_a_stream_is_the_same_for_all_ranks_workers_and_resumed_runs(shards: Pat
     scores = {"red": 0.1, "blue": 0.9}
 
     def run(world: int = 1, workers: int = 0, stops: tuple[int, ...] = ()) -> tuple[list[Any], dict[str, Any]]:
-        """30 batches, frequencies moved behind the 11th; begun anew from JSON behind each stop."""
+        """24 batches, frequencies moved behind the 6th; begun anew from JSON behind each stop."""
         shares = [Share(rank=rank, world=world) for rank in range(world)]
-        cursors, found = [Cursor()] * world, []
-        readers = [stream(shards, workers).batches(cursor, share) for cursor, share in zip(cursors, shares, strict=True)]
-        for n in range(30):
+        corpora, found = [stream(shards, workers) for _ in shares], []
+        readers = [corpus.batches(Cursor(), share) for corpus, share in zip(corpora, shares, strict=True)]
+        for n in range(24):
             turns = [next(reader) for reader in readers]
-            found.append([row for portions, _ in turns for row in content(portions)])
+            found.append([item for portions, _ in turns for p in portions for item in _items(p)])
             cursors = [cursor for _, cursor in turns]
-            if n == 11:
-                cursors = [stream(shards).moved(cursor, scores) for cursor in cursors]
-            if n == 11 or n in stops:
+            if n == 6:
+                cursors = [corpora[0].moved(cursor, scores) for cursor in cursors]
+            if n == 6 or n in stops:
                 whole = Cursor(**json.loads(json.dumps(merge(cursors).state())))
-                readers = [stream(shards, workers).batches(whole, share) for share in shares]
-        return [sum((list(zip(*part, strict=True)) for part in one), []) for one in found], merge(cursors).state()
+                readers = [corpus.batches(whole, share) for corpus, share in zip(corpora, shares, strict=True)]
+        return found, json.loads(json.dumps(merge(cursors).state()))
 
     alone, state = run()
-    assert run(stops=(4, 5, 20)) == (alone, state)
-    assert run(workers=2, stops=(8,)) == (alone, state)
+    assert run(workers=1, stops=(4, 5, 16)) == (alone, state)
     assert run(world=2) == (alone, state)
     together = merged(state["feedback"])
-    assert together["sampled"]["style/photo"] + together["sampled"]["style/sketch"] == 30 * 8
-    assert together["sampled"]["size/8"] == 240 < sum(together["offered"][f"colours/{name}"] for name in COLOURS)
+    assert together["sampled"]["style/photo"] + together["sampled"]["style/sketch"] == 24 * 8
+    assert together["sampled"]["size/4"] == 24 * 8 < together["offered"]["shapes/circle"]
     assert together["factors"]["colours/red"] > 1
-    values = [round(255 * (row[1][0][0] + 1) / 2) for batch in alone for row in batch]
-    assert set(values) == set(range(160))
+    assert {value for batch in alone for _, value in batch} == set(range(96))
+
+
+def _items(portion: Any) -> list[tuple[int, int]]:
+    """Places and shades."""
+    shades = ((portion.batch.tokens[:, 0, 0] + 1) / 2 * 255).round().int().tolist()
+    return list(zip(portion.places, shades, strict=True))
 
 
 def test_without_feedback_nothing_is_counted(shards: Path) -> None:
