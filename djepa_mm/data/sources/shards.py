@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Annotated, Any, Literal, Self
 from urllib.parse import urlparse
 
@@ -429,12 +429,11 @@ def _files(url: str, most: int) -> Iterator[tuple[str, str, Callable[[], bytes |
 
 def _refused(member: tarfile.TarInfo, most: int) -> str | None:
     """Why a file of a shard is not to be used."""
-    path = PurePosixPath(member.name)
     if member.isdir():
         return None
     if not member.isreg() or member.issparse():
         return "a link, a device or the like, and no plain file"
-    if path.is_absolute() or ".." in path.parts:
+    if member.name.startswith("/") or ".." in member.name.split("/"):
         return "its name leads out of the shard"
     if member.size > most:
         return f"{member.size / 1e6:,.0f} MB, more than data.max_member_mb"
