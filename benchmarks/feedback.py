@@ -149,7 +149,7 @@ def kills(folder: Path) -> None:
     for n in range(KILLS):
         process = subprocess.Popen([*command, str(killed), str(KILLED)])
         while not killed.exists() or killed.read_bytes().count(b"\n") < 30 * (n + 1):
-            time.sleep(0.01)
+            time.sleep(0.2)
         process.send_signal(signal.SIGKILL)
         process.wait()
         rows = killed.read_bytes().splitlines(keepends=True)
