@@ -11,9 +11,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Protocol, runtime_checkable
-
-from torch import Tensor
 
 from djepa_mm.data.words import Words
 from djepa_mm.recipe.schema import FeedbackConfig
@@ -28,20 +25,6 @@ SAID = ("label", "style", "source")  # classes of what entries say besides their
 ASPECTS = ("1:4", "1:3", "9:21", "1:2", "9:16", "2:3", "3:4", "4:5", "1:1", "5:4", "4:3", "3:2", "16:9", "2:1", "21:9",
            "3:1", "4:1")  # fmt: skip
 SIZES_AN_OCTAVE = 4
-
-
-@runtime_checkable
-class Judges(Protocol):
-    """Of a corpus' config that can tell what of a text an item shows."""
-
-    def judge(self, media: Sequence[Tensor], texts: Sequence[str]) -> Sequence[Judged]: ...
-
-
-class Judged(Protocol):
-    @property
-    def facts(self) -> Mapping[str, bool]:
-        """By attribute of the text, whether the item has it."""
-        ...
 
 
 class Feedback:

@@ -16,7 +16,6 @@ from djepa_mm.data.batches import Portion, Share
 from djepa_mm.data.check import check_media
 from djepa_mm.data.corpus import Cursor
 from djepa_mm.data.drawing import item_seed
-from djepa_mm.data.feedback import Judges
 from djepa_mm.data.reading import KeptCorpus
 from djepa_mm.data.streams import open_corpus
 from djepa_mm.errors import UserError
@@ -35,7 +34,7 @@ from djepa_mm.training.optimizers import build_optimizers
 from djepa_mm.training.state import SameCorpus, TrainState, load_module
 from djepa_mm.training.task import Group, Learned, Report, Scores, Update, autocast
 from djepa_mm.training.wrap import whole_weights, wrap_djepa
-from djepa_mm.types import Pinned, Progress, Source, Stream, Tokenizer
+from djepa_mm.types import Judge, Pinned, Progress, Source, Stream, Tokenizer
 from djepa_mm.weights import TOKENIZER, checkpoints, find_checkpoint, read_tensors
 
 # Keys by which weights mean what they mean, though no shape may tell; `None` is all keys of a section but FREE ones
@@ -179,7 +178,7 @@ class DJEPATask:
         if feedback is None or not feedback.judged:
             return []
         held_out = data.build_held_out()
-        if not isinstance(data, Judges) or held_out is None:
+        if not isinstance(data, Judge) or held_out is None:
             raise UserError(
                 f"feedback.judged {feedback.judged}: the corpus {data.source} cannot judge what was generated: set it "
                 "to 0; a callback may give scores"

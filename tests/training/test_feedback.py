@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import inside
-from torch import Tensor
 
-from djepa_mm.data.sources.image_folder import ImageFolderConfig
+from djepa_mm.data.sources.shapes import ShapesConfig
+from djepa_mm.data.words import Words
 from djepa_mm.errors import UserError
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.recipe.load import load_recipe
@@ -100,28 +99,17 @@ def test_a_steered_run_goes_on_exactly(pictures: Path, tmp_path: Path) -> None:
     assert {row["name"]: row["items"] for row in rows if row["kind"] == "size"} == {"8": 36}
 
 
-@dataclass
-class Judged:
-    facts: Mapping[str, bool]
-
-
-def test_a_corpus_may_judge_what_was_generated(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    judged = recipe(pictures, **{"feedback.judged": 3, "optim.steps": 3, "data.held_out": 0.3})
+def test_a_corpus_may_judge_what_was_generated(pictures: Path, tmp_path: Path) -> None:
+    judged = {"feedback.judged": 3, "optim.steps": 3}
     with pytest.raises(UserError, match=r"^feedback\.judged 3: the corpus image-folder cannot judge"):
-        train(judged, tmp_path / "refused")
-    asked: list[str] = []
-
-    def judge(self: Any, media: Sequence[Tensor], texts: Sequence[str]) -> list[Judged]:
-        assert [tuple(item.shape) for item in media] == [(3, 8, 8)] * 3
-        asked.extend(texts)
-        return [Judged({"red": True, "blue": n > 1}) for n in range(3)]
-
-    monkeypatch.setattr(ImageFolderConfig, "judge", judge, raising=False)
-    train(judged, tmp_path / "run")
-    assert len(asked) == 3
-    assert all(text.startswith("a ") for text in asked)
+        train(recipe(pictures, **judged), tmp_path / "refused")
+    shapes = {"data": {"source": "shapes", "count": 12}, "tokenizer.size": [32, 32], "tokenizer.patch": 8}
+    train(recipe(pictures, **judged, **shapes, **{"feedback.wanted": {"shapes": "uniform"}}), tmp_path / "run")
     _, added = read_state(find_checkpoint(tmp_path / "run"))["cursor"]["feedback"]
-    assert added["factors"]["colours/blue"] == pytest.approx(np.exp(1 / 3))
+    said = [ShapesConfig(source="shapes").build_held_out().entry(n).text for n in range(3)]
+    named = {name for text in said for name in Words({})(text or "") if name.startswith("shapes/")}
+    assert named
+    assert added["factors"].keys() == named
 
 
 def test_a_run_without_statistics_says_so(pictures: Path, tmp_path: Path) -> None:
