@@ -19,7 +19,7 @@ from torch import Tensor
 
 from djepa_mm.core.sampler import Sampler
 from djepa_mm.errors import UserError
-from djepa_mm.generation.edit import Edit, given_frames, in_paint, replace_span, run_edits
+from djepa_mm.generation.edit import Edit, around, given_frames, in_paint, out_paint, replace_span, run_edits
 from djepa_mm.generation.files import Generated, Results
 from djepa_mm.generation.pipeline import Pipeline, with_sampling
 from djepa_mm.generation.request import Request
@@ -66,6 +66,7 @@ class Model:
         count: int = 1,
         seconds: float | None = None,
         size: tuple[int, int] | None = None,
+        aspect: float | None = None,
         first_frames: Tensor | None = None,
         last_frames: Tensor | None = None,
         candidates: int = 1,
@@ -81,13 +82,18 @@ class Model:
 
         condition: by the keys of the model's kind of condition, such as {"class": "7"} or {"text": "…", "rate": 1.2};
         `class_` and `text` are short for those. seconds: duration, where the model lets one choose; by default what
-        the condition takes. size: (height, width) in pixels, likewise. first_frames, last_frames: (C, k, H, W), frames
+        the condition takes. size: (height, width) in pixels, likewise. aspect: width / height, of about as many pixels
+        as usual. first_frames, last_frames: (C, k, H, W), frames
         that every clip begins or ends with. candidates: speak so many times and keep what the recogniser understands
         best. ar_steps: T. guidance: 1 is none. temperature: scale of the noise; these three are the recipe's by
         default. The same seed gives the same items. Raises UserError for what this model cannot fulfil."""
         for name, value, least in (("count", count, 1), ("candidates", candidates, 1), ("batch", batch_size, 1)):
             if value < least:
                 raise UserError(f"--{name} {value}: give {least} or more")
+        if aspect is not None:
+            if size is not None:
+                raise UserError("--size and --aspect: give one of the two")
+            size = self.pipeline.size_of(aspect)
         conditions = _conditions(condition, class_, text)
         requests = self.pipeline.requests(conditions, count=count, duration_s=seconds, size=size, seed=seed)
         sampler = self._sampler(ar_steps, guidance, temperature)
@@ -113,6 +119,8 @@ class Model:
         class_: str | int | None = None,
         text: str | None = None,
         mask: Tensor | None = None,
+        size: tuple[int, int] | None = None,
+        extend: tuple[int, int, int, int] | None = None,
         start_s: float | None = None,
         stop_s: float | None = None,
         seconds: float | None = None,
@@ -122,16 +130,26 @@ class Model:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Generated:
-        """Paint anew what is True in `mask`, or replace [start_s, stop_s) of a sound or clip; the rest stays as it is.
+        """Paint anew what is True in `mask`, paint what lies around, or replace [start_s, stop_s) of a sound or clip;
+        the rest stays as it is.
 
-        mask: bool (H, W), or (T, H, W) of a clip. start_s: None is the end of a sound: it goes on. seconds: length of
+        mask: bool (H, W), or (T, H, W) of a clip. size: (height, width) to grow to on all sides; extend: by so many
+        pixels to the left, top, right and bottom. start_s: None is the end of a sound: it goes on. seconds: length of
         what comes in; as long as what goes out by default. condition, class_, text: of the whole item after the edit.
         Raises UserError for a mask or times that do not fit, and for media that this model cannot take."""
-        original = self.read(media)
+        outward = size is not None or extend is not None
+        original = self.read(media, sized=not outward)
         (wanted,) = _conditions(condition, class_, text) or [{}]
         request = Request(condition=wanted, seed=(seed,))
         edit: Edit
-        if mask is not None:
+        if outward:
+            if (start_s, stop_s, seconds) != (None, None, None):
+                raise UserError("--size and --extend: what grows in width and height keeps its time; leave times out")
+            if size is not None and extend is not None:
+                raise UserError("--size and --extend: give one of the two")
+            sides = extend or around(self.pipeline, original, size or (0, 0))
+            edit = out_paint(self.pipeline, original, request, sides, mask)
+        elif mask is not None:
             if seconds is not None:
                 raise UserError("--mask and --seconds: what is painted anew keeps its length; leave --seconds out")
             edit = in_paint(self.pipeline, original, request, mask, start_s=start_s, stop_s=stop_s)
@@ -194,14 +212,16 @@ class Model:
         media = self.pipeline(requests)
         return Results(self._shown(item, request) for item, request in zip(media, requests, strict=True))
 
-    def read(self, media: AnyMedia) -> Tensor:
-        """A file's media, or media themselves. Raises UserError for what this model cannot take."""
+    def read(self, media: AnyMedia, *, sized: bool = True) -> Tensor:
+        """A file's media, or media themselves. Raises UserError for what this model cannot take, but for their size
+        where they are not `sized` yet."""
         tokenizer = self.pipeline.tokenizer
         if isinstance(media, str | Path):
-            shape = tokenizer.fixed.shape if tokenizer.fixed is not None else None
+            shape = tokenizer.fixed.shape if sized and tokenizer.fixed is not None else None
             item = tokenizer.media.load(Path(media), shape)
             try:
-                tokenizer.spec_of(tuple(item.shape))
+                if sized:
+                    tokenizer.spec_of(tuple(item.shape))
             except UserError as error:
                 raise UserError(f"{media}: {error}") from None
             return item
@@ -209,7 +229,8 @@ class Model:
         if not isinstance(item, Tensor) or not item.is_floating_point():
             kind = item.dtype if isinstance(item, Tensor) else type(item).__name__
             raise UserError(f"expected a file, or media as a tensor of floats in [-1, 1], not {kind}")
-        tokenizer.spec_of(tuple(item.shape))
+        if sized:
+            tokenizer.spec_of(tuple(item.shape))
         return item
 
     def _sampler(self, ar_steps: int | None, guidance: float | None, temperature: float | None) -> Sampler:

@@ -46,6 +46,7 @@ __all__ = [
     "TokenizerConfig",
     "UserError",
     "WayTo",
+    "nearest_size",
 ]
 
 Progress = Callable[[int, int], Any]  # called with (done, total)
@@ -102,6 +103,12 @@ class Extent:
 
 
 USUAL = Extent()
+
+
+def nearest_size(size: tuple[int, int], multiples: tuple[int, int]) -> tuple[int, int]:
+    """Height and width that are multiples of two numbers, and at least these."""
+    rows, columns = (max(1, round(side / multiple)) * multiple for side, multiple in zip(size, multiples, strict=True))
+    return rows, columns
 
 
 class Media(Protocol):
@@ -235,6 +242,7 @@ class Entry:
     label: str | None = None  # name of its class
     text: str | None = None
     tags: tuple[tuple[str, str], ...] = ()  # what else is said of it, such as ("style", "sketch")
+    texts: tuple[str, ...] = ()  # where it has several, of which each reading takes one; `text` is the first then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,6 +299,15 @@ class Stream(ABC):
     @abstractmethod
     def total(self) -> int | None:
         """How many items there are, where that is known."""
+
+    def at(self, batch: int, seed: int) -> Self:
+        """As it is for that batch of a run, where that makes a difference. seed: of what is drawn for all of it."""
+        return self
+
+    @property
+    def largest(self) -> tuple[int, ...] | None:
+        """Shape that no media exceed in their number of tokens, where `at` has drawn one for a batch."""
+        return None
 
     @abstractmethod
     def samples(self, shard: int, first: int = 0, step: int = 1) -> Iterator[tuple[int, Sample]]:

@@ -51,6 +51,7 @@ class StoredCursor(BaseModel):
     batch: Count = 0
     readers: list[list[Count]] = []
     feedback: list[StoredFeedback] = []
+    before: Count = 0
 
 
 class State(BaseModel):

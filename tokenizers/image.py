@@ -5,18 +5,18 @@ B batch, C picture channels, H and W pixels, h and w places of the token grid, p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from einops import rearrange
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from djepa_mm.media.pictures import Pictures
 from djepa_mm.moments import UnitVariance
-from djepa_mm.types import USUAL, Config, Extent, Media, MediaSpec, UserError
+from djepa_mm.types import USUAL, Config, Extent, Media, MediaSpec, UserError, nearest_size
 from djepa_mm.weights import PretrainedVAE, VAEConfig, VAETokens
 
 Size = Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]  # a YAML list is a tuple here
@@ -52,6 +52,15 @@ class KLVAEConfig(VAEConfig):
     """Side of a token, in latents."""
     stride: PositiveInt | None = None
     """Pixels a side of a latent."""
+    tile_above: PositiveInt | None = None
+    """Pictures with a longer side than so many pixels go through the VAE in tiles of this side, which overlap by a
+    quarter and are blended."""
+
+    @model_validator(mode="after")
+    def _check_tiles(self) -> Self:
+        if self.tile and self.tile_above is not None:
+            raise ValueError("tokenizer.tile and tokenizer.tile_above: give one of the two")
+        return self
 
     def build(self) -> KLVAE:
         return KLVAE(self)
@@ -107,9 +116,10 @@ class _Pictures:
                 )
             height, width = size
             if not self._divides(height, width):
+                rows, columns = nearest_size((height, width), self.span[1:])
                 raise UserError(
-                    f"a size of {height}×{width} pixels does not divide into tokens of {self.span[1]}×{self.span[2]}; "
-                    f"give multiples of {self.span[1]}"
+                    f"a size of {height}×{width} pixels (height × width) does not divide into tokens of {self.span[1]}×"
+                    f"{self.span[2]}: give multiples of {self.span[1]}, of which {rows}×{columns} is the nearest"
                 )
         spec = self._spec(height, width)
         if extent.num_tokens not in (None, spec.num_tokens):
@@ -178,6 +188,11 @@ class KLVAE(VAETokens, _Pictures):
         else:
             depth, stride = self._found
         super().__init__(config, channels=3, depth=depth, stride=stride)
+        self.stride, self.tile_latents = stride, 0
+        if config.tile_above is not None:
+            self.tile_latents = config.tile_above // stride
+            if self.tile_latents < 4:
+                raise UserError(f"tokenizer.tile_above {config.tile_above}: give {4 * stride} or more, four latents")
 
     @cached_property
     def _found(self) -> tuple[int, int]:
@@ -199,10 +214,72 @@ class KLVAE(VAETokens, _Pictures):
 
     @torch.no_grad()
     def posterior(self, media: Tensor) -> tuple[Tensor, Tensor]:
-        latents = self.vae.to(media.device).encode(media).latent_dist
-        return self._to_tokens((latents.mean - self.shift) * self.scale), self._to_tokens(latents.std * self.scale)
+        mean, std = self._tiled(self._encode, media, self.stride, 1).chunk(2, dim=1)
+        return self._to_tokens((mean - self.shift) * self.scale), self._to_tokens(std * self.scale)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
-        latents = self._to_volume(tokens.float(), spec.grid)
-        return self.vae.to(tokens.device).decode(latents / self.scale + self.shift).sample.clamp(-1, 1)
+        latents = self._to_volume(tokens.float(), spec.grid) / self.scale + self.shift
+        return self._tiled(self._decode, latents, 1, self.stride).clamp(-1, 1)
+
+    def _encode(self, media: Tensor) -> Tensor:
+        """(B, 3, H, W) -> mean and deviation of the latents, one behind the other."""
+        found = self.vae.to(media.device).encode(media).latent_dist
+        return torch.cat([found.mean, found.std], dim=1)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        picture: Tensor = self.vae.to(latents.device).decode(latents).sample
+        return picture
+
+    def _tiled(self, run: Callable[[Tensor], Tensor], volume: Tensor, before: int, behind: int) -> Tensor:
+        side = self.tile_latents
+        if not side or max(volume.shape[-2:]) <= side * before:
+            return run(volume)
+        return in_tiles(run, volume, side=side, overlap=side // 4, before=before, behind=behind)
+
+
+def in_tiles(
+    run: Callable[[Tensor], Tensor], volume: Tensor, *, side: int, overlap: int, before: int, behind: int
+) -> Tensor:
+    """volume (B, C, H, W) -> what `run` makes of it, (B, C', H', W'), tile by tile in little memory. Where tiles meet,
+    one fades into the other, so that neither what each makes of its edges nor its own tone is seen as a seam.
+
+    side, overlap: of the tiles, in units that are `before` places of the volume and `behind` of what comes of them;
+    tiles lie evenly, so that none is a sliver and the least overlap is `overlap`."""
+    height, width = (length // before for length in volume.shape[-2:])
+    found = weights = None
+    for top in _starts(height, side, overlap):
+        for left in _starts(width, side, overlap):
+            rows, columns = slice(top, top + side), slice(left, left + side)
+            part = run(volume[..., _times(rows, before), _times(columns, before)])
+            fade = _fade(part.shape[-2], overlap * behind)[:, None] * _fade(part.shape[-1], overlap * behind)
+            fade = fade.to(part)
+            if found is None:
+                found = part.new_zeros(*part.shape[:2], height * behind, width * behind)
+                weights = part.new_zeros(found.shape[-2:])
+            assert weights is not None
+            found[..., _times(rows, behind), _times(columns, behind)] += part * fade
+            weights[_times(rows, behind), _times(columns, behind)] += fade
+    assert found is not None
+    assert weights is not None
+    return found.div_(weights)
+
+
+def _starts(length: int, side: int, overlap: int) -> list[int]:
+    """Where tiles begin that lie evenly on a length."""
+    if length <= side:
+        return [0]
+    count = -(-(length - overlap) // (side - overlap))
+    return [n * (length - side) // (count - 1) for n in range(count)]
+
+
+def _times(places: slice, factor: int) -> slice:
+    return slice(places.start * factor, places.stop * factor)
+
+
+def _fade(length: int, overlap: int) -> Tensor:
+    """(length,): from 0 to 1 along the overlap at its beginning, and back at its end, as the square of a sine, which
+    with its mirror image makes 1."""
+    steps = (torch.arange(length) + 0.5).clamp(max=overlap) / max(1, overlap)
+    rise = (steps * torch.pi / 2).sin().square()
+    return torch.minimum(rise, rise.flip(0))

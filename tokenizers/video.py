@@ -19,7 +19,7 @@ from torch import Tensor
 
 from djepa_mm.media.clips import Clips
 from djepa_mm.moments import UnitVariance
-from djepa_mm.types import USUAL, Config, Extent, Media, MediaSpec, UserError
+from djepa_mm.types import USUAL, Config, Extent, Media, MediaSpec, UserError, nearest_size
 from djepa_mm.weights import PretrainedVAE, VAEConfig, VAETokens
 
 FRAMES_AT_ONCE = 16  # that a VAE of pictures takes
@@ -158,9 +158,11 @@ class _Clips:
             )
         height, width = size
         if not self._divides(height, width):
+            rows, columns = nearest_size((height, width), self.span[1:])
             raise UserError(
-                f"a size of {height}×{width} pixels does not divide into tokens of {self.span[1]}×{self.span[2]}; give "
-                f"multiples of {self.span[1]} and {self.span[2]}"
+                f"a size of {height}×{width} pixels (height × width) does not divide into tokens of {self.span[1]}×"
+                f"{self.span[2]}: give multiples of {self.span[1]} and {self.span[2]}, of which {rows}×{columns} is "
+                "the nearest"
             )
         if height % 2 or width % 2:
             raise UserError(f"a size of {height}×{width} pixels is odd, and H.264 files need even sizes")

@@ -21,6 +21,8 @@ from djepa_mm.cli.options import (
     asked,
     check_finite,
     progress_bar,
+    sides_of,
+    size_of,
 )
 from djepa_mm.errors import UserError
 
@@ -49,6 +51,14 @@ def edit(
             "painted anew; in a clip, between --from and --to where they are given."
         ),
     ] = None,
+    size: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="WIDTHxHEIGHT", help="Paint around FILE until it is so large, in pixels."),
+    ] = None,
+    extend: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="SIDE=PIXELS", help="Paint beside FILE, such as left=16,bottom=8."),
+    ] = None,
     text: Annotated[Optional[str], typer.Option(help="Text of the whole clip after the edit.")] = None,  # noqa: UP045
     class_: Annotated[Optional[str], typer.Option("--class", help="Class of what is painted.")] = None,  # noqa: UP045
     condition: ConditionOption = None,
@@ -61,7 +71,8 @@ def edit(
     set_: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Edit a clip between two times, continue it, or paint a part of a picture or clip anew; the rest stays."""
+    """Edit a clip between two times, continue it, paint a part of a picture or clip anew, or what lies around it; the
+    rest stays."""
     from djepa_mm.door import load
     from djepa_mm.generation.files import check_suffix
 
@@ -77,11 +88,13 @@ def edit(
     if target.resolve() == clip.resolve():
         raise UserError(f"--out {target}: that is the file to edit, which stays as it is; choose another name")
     with progress_bar("editing") as progress:
-        media = model.read(clip)
+        media = model.read(clip, sized=size is None and extend is None)
         edited = model.edit(
             media,
             conditions[0] if conditions else None,
             mask=None if mask is None else _read_mask(mask, tuple(media.shape)),
+            size=size_of(size),
+            extend=sides_of(extend),
             start_s=from_,
             stop_s=to,
             seconds=seconds,

@@ -23,6 +23,7 @@ from djepa_mm.cli.options import (
     Unknown,
     UnknownOption,
     asked,
+    aspect_of,
     check_finite,
     progress_bar,
     read_prompts,
@@ -72,6 +73,10 @@ def generate(
     size: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(metavar="WIDTHxHEIGHT", help="In pixels, for a model of many sizes."),
+    ] = None,
+    aspect: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="WIDTH:HEIGHT", help="In place of --size: of about as many pixels as usual."),
     ] = None,
     first_frames: Annotated[
         Optional[str],  # noqa: UP045
@@ -137,6 +142,7 @@ def generate(
             count=count or 1,
             seconds=seconds,
             size=size_of(size),
+            aspect=aspect_of(aspect),
             first_frames=_read_frames(model, "--first-frames", first_frames),
             last_frames=_read_frames(model, "--last-frames", last_frames),
             candidates=candidates,

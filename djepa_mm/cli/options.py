@@ -118,6 +118,32 @@ def size_of(value: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
+def aspect_of(value: str | None) -> float | None:
+    """Width over height of WIDTH:HEIGHT."""
+    if value is None:
+        return None
+    width, colon, height = value.partition(":")
+    try:
+        if not colon or not 0 < float(width) < 100_000 or not 0 < float(height) < 100_000:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--aspect {value}: expected width and height, such as 16:9") from None
+    return float(width) / float(height)
+
+
+def sides_of(value: str | None) -> tuple[int, int, int, int] | None:
+    """Pixels to the left, at the top, to the right and at the bottom, of left=16,right=16."""
+    if value is None:
+        return None
+    sides = dict.fromkeys(("left", "top", "right", "bottom"), 0)
+    for part in value.split(","):
+        side, _, pixels = part.partition("=")
+        if side.strip() not in sides or not pixels.strip().isdecimal() or len(pixels) > 5:
+            raise UserError(f"--extend {value}: expected pixels by the side, such as left=16,bottom=8")
+        sides[side.strip()] = int(pixels)
+    return (sides["left"], sides["top"], sides["right"], sides["bottom"])
+
+
 def read_prompts(path: Path) -> list[str]:
     from djepa_mm.recipe.packaged import FOLDER
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from djepa_mm.core.types import TokenBatch
+from djepa_mm.data.drawing import BEFORE, LEFT, item_seed
 from djepa_mm.types import BrokenItem, ConditionKind, DrawnTokens, MediaSpec, Tokenizer, UserError
 
 
@@ -44,6 +45,19 @@ class Share:
 ALL = Share()
 
 
+@dataclass(frozen=True, slots=True)
+class Some:
+    """So many of an item's tokens, and the seed that draws which."""
+
+    count: int
+    seed: int
+
+    def places(self, num_tokens: int) -> Tensor:
+        """Of all of them, (count,) rising."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randperm(num_tokens, generator=generator)[: self.count].sort().values
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Portion:
     """One part of a global batch, on the device."""
@@ -51,6 +65,7 @@ class Portion:
     batch: TokenBatch
     places: tuple[int, ...]  # of its items in the global batch
     grids: tuple[tuple[int, int, int], ...]  # of their tokens on (t, h, w)
+    some: tuple[Some | None, ...]  # of those tokens, which are there; None where all are
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +101,27 @@ class Read:
     name: str
     place: int  # in the global batch
     value: Any  # of its condition
-    seed: int  # of what is drawn of its tokens, where the tokenizer draws
+    seed: int  # of what is drawn of its tokens
     content: Content
 
 
 class Batcher:
     """A tokenizer and a condition, and the device that they work on.
 
+    most: tokens of an item; of more, some are drawn and the others left out (D-JEPA-T2I, appendix, "Scaling to 4K").
     broken: reason by name for every item that could not be used so far.
     """
 
-    def __init__(self, tokenizer: Tokenizer, condition: ConditionKind[Any], device: torch.device) -> None:
-        self.tokenizer, self.condition, self.device = tokenizer, condition, device
+    def __init__(
+        self, tokenizer: Tokenizer, condition: ConditionKind[Any], device: torch.device, most: int | None = None
+    ) -> None:
+        self.tokenizer, self.condition, self.device, self.most = tokenizer, condition, device, most
         self.draws = tokenizer_draws(tokenizer)
         self.broken: dict[str, str] = {}
+
+    def count(self, num_tokens: int) -> int:
+        """Of an item with so many tokens, how many are there."""
+        return num_tokens if self.most is None else min(num_tokens, self.most)
 
     def portion(self, items: Sequence[Read]) -> Portion | None:
         """Of those that are whole, in their order; None where there is none."""
@@ -107,19 +129,28 @@ class Batcher:
         if not whole:
             return None
         encoded = self._encoded(whole)
-        counts = [len(one.tokens) for one in encoded]
+        some = tuple(self._some(len(one.tokens), item.seed) for one, item in zip(encoded, whole, strict=True))
         tokens = [
             one.drawn(item.seed, self.device) if self.draws else one.tokens.to(self.device)
             for one, item in zip(encoded, whole, strict=True)
         ]
+        tokens = [
+            rows if drawn is None else rows[drawn.places(len(rows)).to(self.device)]
+            for rows, drawn in zip(tokens, some, strict=True)
+        ]
+        grids = tuple(one.spec.grid for one in encoded)
+        valid, positions = laid_out(grids, some)
         batch = TokenBatch(
             tokens=pad_sequence(tokens, batch_first=True),
-            positions=pad_sequence([one.spec.positions() for one in encoded], batch_first=True),
-            valid=torch.arange(max(counts)) < torch.tensor(counts)[:, None],
-            condition=self.condition.encode([item.value for item in whole], counts),
+            positions=positions,
+            valid=valid,
+            condition=self.condition.encode([item.value for item in whole], [len(one.tokens) for one in encoded]),
         )
-        places, grids = tuple(item.place for item in whole), tuple(one.spec.grid for one in encoded)
-        return Portion(batch=batch.to(self.device), places=places, grids=grids)
+        return Portion(batch=batch.to(self.device), places=tuple(item.place for item in whole), grids=grids, some=some)
+
+    def _some(self, num_tokens: int, seed: int) -> Some | None:
+        count = self.count(num_tokens)
+        return None if count == num_tokens else Some(count, item_seed(seed, BEFORE, LEFT))
 
     def _is_whole(self, item: Read) -> bool:
         try:
@@ -143,6 +174,15 @@ class Batcher:
         media = {n: item.content for n, item in enumerate(items) if isinstance(item.content, Tensor)}
         found.update(zip(media, encode(self.tokenizer, list(media.values()), self.device), strict=True))
         return [found[n] for n in range(len(items))]
+
+
+def laid_out(grids: Sequence[tuple[int, int, int]], some: Sequence[Some | None]) -> tuple[Tensor, Tensor]:
+    """Of items by their grids, and the tokens that are there -> valid (B, N) bool and positions (B, N, 3) of all of
+    them as one batch."""
+    rows = [MediaSpec(grid=grid, shape=()).positions() for grid in grids]
+    rows = [row if drawn is None else row[drawn.places(len(row))] for row, drawn in zip(rows, some, strict=True)]
+    counts = torch.tensor([len(row) for row in rows])
+    return torch.arange(int(counts.max())) < counts[:, None], pad_sequence(rows, batch_first=True)
 
 
 def encode(

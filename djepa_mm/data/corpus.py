@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -13,9 +15,10 @@ from torch.utils.data import DataLoader
 
 from djepa_mm.data.batches import ALL, Batcher, Encoded, Portion, Read, Share, deaf_to_interrupts, leave_interrupts
 from djepa_mm.data.compact import Alike
-from djepa_mm.data.drawing import BEFORE, TOKENS, drawing, item_seed
+from djepa_mm.data.drawing import BEFORE, TEXT, TOKENS, drawing, item_seed, one_of
 from djepa_mm.data.feedback import Feedback, State, measures, merged, moved
 from djepa_mm.data.reading import Kept, KeptCorpus, Memory, Reading, Row, draws, every_reading, readings_of
+from djepa_mm.data.sizes import DrawsSizes
 from djepa_mm.recipe.schema import BatchConfig, FeedbackConfig
 from djepa_mm.types import BrokenItem, ConditionKind, Entry, MediaSpec, Progress, Source, Tokenizer, UserError
 
@@ -32,6 +35,8 @@ class Cursor:
     batch: int = 0
     readers: tuple[tuple[int, ...] | None, ...] = ()
     """Of a stream, where each of its readers stands; None of those that other processes read."""
+    before: int = 0
+    """Of a corpus by index, batches of all epochs before."""
     feedback: tuple[State | None, ...] = ()
     """What each reader of a stream has counted, where that steers it. Of a corpus by index, what there was when the
     epoch began, and what the epoch has added."""
@@ -56,7 +61,7 @@ def merge(cursors: Sequence[Cursor]) -> Cursor:
         return tuple(next((one for one in told if one is not None), None) for told in zip(*of_each, strict=True))
 
     places, counted = known(cursor.readers for cursor in cursors), known(cursor.feedback for cursor in cursors)
-    return Cursor(min(cursor.epoch for cursor in cursors), first.batch, places, counted)
+    return Cursor(min(cursor.epoch for cursor in cursors), first.batch, places, feedback=counted)
 
 
 class Corpus:
@@ -78,10 +83,11 @@ class Corpus:
     ) -> None:
         self.source, self.tokenizer, self.condition, self.feedback = source, tokenizer, condition, feedback
         self.config, self.seed, self.device = config, seed, torch.device(device)
-        self.batcher = Batcher(tokenizer, condition, self.device)
+        self.batcher = Batcher(tokenizer, condition, self.device, config.item_tokens)
         self.broken = self.batcher.broken
         self.specs: Alike[MediaSpec] = Alike(len(source))  # as the headers say; broken items are not in it
         self.values: Alike[Any] = Alike(len(source))  # of the condition, likewise
+        self.choices: dict[int, tuple[Any, ...]] = {}  # the same of all its texts, where an item has several
         self.reading: Source | Kept = source  # or the cache of it
         self._whole = Reading(source)
         self._names = hashlib.sha256()
@@ -97,6 +103,8 @@ class Corpus:
                 self.broken[entry.name] = str(error)
             else:
                 self.values[index], self.specs[index] = value, spec
+                if entry.texts:
+                    self.choices[index] = tuple(condition.read(replace(entry, text=text)) for text in entry.texts)
         if not self.specs:
             raise UserError(f"the corpus has no readable item among {len(source)}: {self.batcher.example}")
         self._check_share()
@@ -178,36 +186,59 @@ class Corpus:
 
     # --- batches
 
-    def plan(self, epoch: int, counted: State | None = None) -> list[list[int]]:
-        """Indices of every batch of an epoch; the same for the same seed, epoch and corpus.
+    def plan(self, epoch: int, before: int = 0, counted: State | None = None) -> list[list[int]]:
+        """Indices of every batch of an epoch; the same for the same seed, epoch and corpus. before: batches of all
+        epochs before. counted: until then, where that steers it; then no batch may be left."""
+        return self._plan(epoch, self._counts(self._source_at(before), epoch), counted)
 
-        counted: before the epoch, where that steers it; then no batch may be left."""
+    def _source_at(self, before: int) -> Source | Kept:
+        """As it is in the epoch that comes after so many batches."""
+        return self.reading.at(before) if isinstance(self.reading, DrawsSizes) else self.reading
+
+    def _counts(self, source: Source | Kept, epoch: int) -> Sequence[int]:
+        """Tokens of each item in that epoch; 0 of broken ones."""
+        counts, sized = array("q", [0]) * len(self.source), self._sized(source)
+        for index, spec in self.specs.items():
+            spec = spec if sized is None else self._drawn_spec(sized, index, epoch)
+            counts[index] = self.batcher.count(spec.num_tokens)
+        return counts
+
+    def _sized(self, source: Source | Kept) -> DrawsSizes | None:
+        return source if isinstance(source, DrawsSizes) and draws(self.source) else None
+
+    def _drawn_spec(self, source: DrawsSizes, index: int, epoch: int) -> MediaSpec:
+        generator = torch.Generator().manual_seed(item_seed(self.seed, epoch, index))
+        with suppress(BrokenItem, UserError):  # of a size that the tokenizer cannot take: so it is read
+            return self.tokenizer.spec_of(source.drawn_shape(index, generator))
+        return self.specs[index]
+
+    def _plan(self, epoch: int, counts: Sequence[int], counted: State | None) -> list[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         indices = list(self.specs)
         indices = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
         if self.feedback is not None and not (indices := self._thinned(indices, epoch, counted)):
             return []
-        if len({spec.num_tokens for spec in self.specs.values()}) == 1:
-            batches = self._cut(indices)
+        if len({counts[index] for index in indices}) == 1:
+            batches = self._cut(indices, counts)
             return batches if len(batches) == 1 or len(batches[-1]) == len(batches[0]) else batches[:-1]
         bucket = self.config.size * BUCKET_BATCHES
         batches = []
         for start in range(0, len(indices), bucket):
-            part = sorted(indices[start : start + bucket], key=lambda i: self.specs[i].num_tokens)
-            batches += self._cut(part)
+            part = sorted(indices[start : start + bucket], key=lambda i: counts[i])
+            batches += self._cut(part, counts)
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
-    def _cut(self, indices: Sequence[int]) -> list[list[int]]:
+    def _cut(self, indices: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
         """Cut a list into batches of at most `size` items and `tokens` tokens, padding counted."""
         batches: list[list[int]] = [[]]
         longest = 0
         for index in indices:
-            longest = max(longest, self.specs[index].num_tokens)
+            longest = max(longest, counts[index])
             batch = batches[-1]
             over = self.config.tokens is not None and longest * (len(batch) + 1) > self.config.tokens
             if batch and (len(batch) == self.config.size or over):
                 batches.append([index])
-                longest = self.specs[index].num_tokens
+                longest = counts[index]
             else:
                 batch.append(index)
         return batches
@@ -217,17 +248,32 @@ class Corpus:
         assert self.feedback is not None
         feedback, kept = Feedback(self.feedback, counted), []
         for index in indices:
-            entry = self.source.entry(index)
+            entry = self._entry(index, epoch)
             attributes = feedback.attributes(entry)
             if feedback.accepts(attributes, entry.name, epoch):
                 feedback.observe(attributes, taken=True)
                 kept.append(index)
         return kept
 
-    def _observe(self, feedback: Feedback, indices: Iterable[int], *, taken: bool) -> None:
+    def _observe(
+        self, feedback: Feedback, source: Source | Kept, epoch: int, indices: Iterable[int], taken: bool
+    ) -> None:
+        """Items as they are in that epoch."""
+        sized = self._sized(source)
         for index in indices:
-            sizes = measures(tuple(self.specs[index].shape)) if taken else ()
-            feedback.observe((*feedback.attributes(self.source.entry(index)), *sizes), taken=taken)
+            attributes = feedback.attributes(self._entry(index, epoch))
+            if taken:
+                spec = self.specs[index] if sized is None else self._drawn_spec(sized, index, epoch)
+                attributes += measures(tuple(spec.shape))
+            feedback.observe(attributes, taken=taken)
+
+    def _entry(self, index: int, epoch: int) -> Entry:
+        """With the text that it has in that epoch."""
+        entry = self.source.entry(index)
+        if not entry.texts:
+            return entry
+        with drawing(item_seed(self.seed, epoch, index, TEXT)):
+            return replace(entry, text=entry.texts[one_of(len(entry.texts))])
 
     def moved(self, cursor: Cursor, scores: Mapping[str, float]) -> Cursor:
         """The place, where frequencies move by scores; from the next epoch on."""
@@ -237,21 +283,23 @@ class Corpus:
     def batches(self, start: Cursor, share: Share = ALL) -> Iterator[tuple[list[Portion | None], Cursor]]:
         """Batches without end from a place on, each with the place that follows it: the parts of this process, None
         for one of which no item could be read."""
-        epoch, skip = start.epoch, start.batch
+        epoch, skip, before = start.epoch, start.batch, start.before
         began, added = start.feedback if len(start.feedback) == 2 and not start.readers else ({}, {})
         while True:
-            whole = self.plan(epoch, began)
+            source = self._source_at(before)
+            counts = self._counts(source, epoch)
+            whole = self._plan(epoch, counts, began)
             plan = whole[skip:]
             feedback = None if self.feedback is None else Feedback(self.feedback, added)
             if feedback is not None and not skip:
                 given = {index for batch in whole for index in batch}
-                self._observe(feedback, (index for index in self.specs if index not in given), taken=False)
+                self._observe(feedback, source, epoch, (index for index in self.specs if index not in given), False)
             loader = DataLoader(
-                Reading(self.reading),
+                Reading(source),
                 batch_sampler=(
                     [(batch[n], item_seed(self.seed, epoch, batch[n])) for n in part]
                     for batch in plan
-                    for part in self._deal(batch, share)
+                    for part in _dealt(batch, counts, share)
                 ),
                 num_workers=0 if isinstance(self.reading, Memory) else self.config.workers,
                 collate_fn=list,
@@ -262,21 +310,19 @@ class Corpus:
                 reading = iter(loader)
             trained = False
             for number, batch in enumerate(plan, start=skip + 1):
-                portions = [self._portion(next(reading), part, epoch) for part in self._deal(batch, share)]
+                portions = [self._portion(next(reading), part, epoch) for part in _dealt(batch, counts, share)]
                 trained |= any(portions)
                 if feedback is not None:
-                    self._observe(feedback, batch, taken=True)
+                    self._observe(feedback, source, epoch, batch, True)
                     added = feedback.state()
-                yield portions, Cursor(epoch, number, feedback=(began, added) if feedback is not None else ())
+                counted = (began, added) if feedback is not None else ()
+                yield portions, Cursor(epoch, number, before=before, feedback=counted)
             if plan and not trained and skip == 0:
                 raise UserError(f"no item of the corpus can be read: {self.batcher.example}")
-            epoch, skip = epoch + 1, 0
+            epoch, skip, before = epoch + 1, 0, before + len(whole)
             if feedback is not None:
                 began = merged([began, added])
                 added = {"factors": began["factors"]}
-
-    def _deal(self, batch: Sequence[int], share: Share) -> list[list[int]]:
-        return share.deal([self.specs[index].num_tokens for index in batch])
 
     def _portion(self, rows: Sequence[Row], places: Sequence[int], epoch: int) -> Portion | None:
         known, contents = len(self.broken), []
@@ -289,8 +335,8 @@ class Corpus:
                 Read(
                     name=self.source.entry(row.index).name,
                     place=place,
-                    value=self.values[row.index],
-                    seed=item_seed(self.seed, epoch, row.index, TOKENS) if self.batcher.draws else 0,
+                    value=self._value(row.index, epoch),
+                    seed=self._token_seed(row.index, epoch),
                     content=content,
                 )
                 for row, content, place in zip(rows, contents, places, strict=True)
@@ -299,6 +345,18 @@ class Corpus:
         if len(self.broken) > known:
             self._check_share()
         return portion
+
+    def _token_seed(self, index: int, epoch: int) -> int:
+        """Of what is drawn of an item's tokens, where anything is."""
+        drawn = self.batcher.draws or self.batcher.most is not None
+        return item_seed(self.seed, epoch, index, TOKENS) if drawn else 0
+
+    def _value(self, index: int, epoch: int) -> Any:
+        """Of an item's condition, by one of its texts."""
+        if (values := self.choices.get(index)) is None:
+            return self.values[index]
+        with drawing(item_seed(self.seed, epoch, index, TEXT)):
+            return values[one_of(len(values))]
 
     # --- the report
 
@@ -315,6 +373,10 @@ class Corpus:
                 f"batch.max_broken_share {self.config.max_broken_share:.1%}), such as {self.batcher.example}. "
                 "Mend them, or go on without them: --set batch.max_broken_share=1"
             )
+
+
+def _dealt(batch: Sequence[int], counts: Sequence[int], share: Share) -> list[list[int]]:
+    return share.deal([counts[index] for index in batch])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,9 @@ import torch
 
 BEFORE = -1  # epoch that stands for what is read before training
 TOKENS = 1  # purpose: what is drawn of an item's tokens, apart from what is drawn of its media
+LEFT = 2  # purpose of a seed that an item's tokens have: which of them are left
+TEXT = 3  # purpose: which of its texts
+BATCH = 4  # purpose: what all items of a batch have in common
 
 
 def item_seed(seed: int, epoch: int, *place: int) -> int:

@@ -278,11 +278,12 @@ class _Writer:
                     rows[first + n] = code(grids[n].tolist(), shapes[n].tolist())
         labels: dict[str, int] = {label: n for n, label in enumerate(source.classes)}
         label, has_text = np.full(len(source), NONE, np.int32), np.zeros(len(source), np.uint8)
-        names, texts = _Texts(), _Texts()
+        names, texts, more = _Texts(), _Texts(), 0
         for index in range(len(source)):
             entry = source.entry(index)
             names.add(entry.name)
             texts.add(entry.text or "")
+            more += len(entry.texts[1:])
             has_text[index] = entry.text is not None
             if entry.label is not None:
                 label[index] = labels.setdefault(entry.label, len(labels))
@@ -305,7 +306,7 @@ class _Writer:
             "classes": list(source.classes),
             "labels": list(labels),
             "sample_rate_hz": getattr(source, "sample_rate_hz", None),
-            "left_out": getattr(source, "left_out", {}),
+            "left_out": getattr(source, "left_out", {}) | ({"texts beyond the first of an item": more} if more else {}),
             "broken": {str(index): self.broken[index] for index in sorted(self.broken)},
             "shards": sizes,
             "index": file_hash(self.out / INDEX),

@@ -91,6 +91,7 @@ class Found:
     files: Packed[str]  # of the kinds looked for, relative to the folder, in order, with slashes
     classes: tuple[str, ...]  # empty where the files lie straight in the folder
     left_out: dict[str, int]  # how many other files and folders there are, by the reason
+    beside: frozenset[str] = frozenset()  # files that say something of others
 
     @property
     def others(self) -> str:
@@ -99,16 +100,21 @@ class Found:
         return said and f", and there are {said}"
 
 
-def find_files(root: Path, suffixes: tuple[str, ...], known: tuple[str, ...] = ()) -> Found:
+def find_files(root: Path, suffixes: tuple[str, ...], known: tuple[str, ...] = (), beside: str | None = None) -> Found:
     """Files of these kinds below a folder. Where some lie in subfolders, others have no class and are left out.
 
     Links to folders are followed, but not round in a circle. Hidden files and folders are left out. known: names of
-    files in `root` that are no items, and not to be counted."""
+    files in `root` that are no items, and not to be counted. beside: suffix of files that belong to those of the same
+    name but for theirs."""
     files: list[str] = []
+    others: list[str] = []
     left_out: Counter[str] = Counter()
     for file, reason in _walk(str(root), "", ()):
         if reason is None and not file.lower().endswith(suffixes):
             if file in known:
+                continue
+            if beside is not None and file.lower().endswith(beside):
+                others.append(file)
                 continue
             suffix = os.path.splitext(file)[1].lower()
             reason = f"files that end in {suffix}" if suffix else "files without a suffix"
@@ -122,7 +128,11 @@ def find_files(root: Path, suffixes: tuple[str, ...], known: tuple[str, ...] = (
         if len(inside) < len(files):
             left_out["outside of the class folders"] = len(files) - len(inside)
         files = inside
-    return Found(files=Packed(files), classes=tuple(classes), left_out=dict(left_out))
+    names = {os.path.splitext(file)[0] for file in files} if others else set()
+    belong = frozenset(file for file in others if os.path.splitext(file)[0] in names)
+    if len(belong) < len(others):
+        left_out[f"files that end in {beside} and belong to no other"] = len(others) - len(belong)
+    return Found(files=Packed(files), classes=tuple(classes), left_out=dict(left_out), beside=belong)
 
 
 def printable(name: str) -> str:

@@ -86,6 +86,8 @@ def pack(recipe: AnyRecipe, out: Path, shard_bytes: int, progress: Progress) -> 
                 shards.append(_Shard(f"{len(shards):06d}.tar"))
                 writer = last.enter_context(TarWriter(str(folder / shards[-1].name), encoder=False, mtime=0))
             texts = {"cls": entry.label, "txt": entry.text}
+            if entry.texts:
+                texts |= {"txt": None, "json": json.dumps({"captions": entry.texts}, ensure_ascii=False)}
             said = {name: text.encode() for name, text in texts.items() if text is not None}
             shard = shards[-1]
             shard.size += writer.write({"__key__": f"{shard.name[:-4]}-{shard.items:06d}", suffix: content, **said})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -72,6 +72,11 @@ def draws(source: Source) -> str:
     return str(getattr(source, "draws", ""))
 
 
+def few(source: Source) -> TypeGuard[Kept | FewReadings]:
+    """Whether each reading of an item can be asked for."""
+    return isinstance(source, Kept | FewReadings) and not draws(source)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """What a reading process hands over. An error of the user is for the process that trains to raise."""
@@ -124,7 +129,7 @@ class _EveryReading(Dataset[list[Row]]):
 
     def __init__(self, source: Source, seed: int, drawn: int) -> None:
         self.seed, self.drawn, self.reading = seed, drawn, Reading(source)
-        self.few = source if isinstance(source, Kept | FewReadings) else None
+        self.few = source if few(source) else None
 
     def __getitems__(self, indices: Sequence[int]) -> list[list[Row]]:
         if self.few is not None:
@@ -151,7 +156,7 @@ class _EveryReading(Dataset[list[Row]]):
 
 def readings_of(source: Source, drawn: int = 1) -> int:
     """How many readings of an item are kept."""
-    return source.readings if isinstance(source, Kept | FewReadings) else drawn
+    return source.readings if few(source) else drawn
 
 
 def every_reading(

@@ -30,7 +30,7 @@ from djepa_mm.data.batches import (
     leave_interrupts,
 )
 from djepa_mm.data.corpus import Corpus, Cursor, Seen
-from djepa_mm.data.drawing import BEFORE, TOKENS, drawing, item_seed
+from djepa_mm.data.drawing import BATCH, BEFORE, TEXT, TOKENS, drawing, item_seed, one_of
 from djepa_mm.data.feedback import Feedback, State, check_classes, measures, moved
 from djepa_mm.recipe.schema import BatchConfig, FeedbackConfig
 from djepa_mm.types import (
@@ -161,9 +161,15 @@ class StreamCorpus:
     ) -> None:
         if config.cache:
             raise UserError("batch.cache: a corpus of shards is not kept in memory; set batch.cache to false")
+        if config.tokens is not None and config.tokens < source.readers * (config.item_tokens or 0):
+            least = source.readers * (config.item_tokens or 0)
+            raise UserError(
+                f"batch.tokens {config.tokens}: each of {source.readers} data.readers gives an item of up to "
+                f"{config.item_tokens} tokens (batch.item_tokens) to a batch; set it to {least} or more"
+            )
         self.source, self.tokenizer, self.condition, self.feedback = source, tokenizer, condition, feedback
         self.config, self.seed, self.device = config, seed, torch.device(device)
-        self.batcher = Batcher(tokenizer, condition, self.device)
+        self.batcher = Batcher(tokenizer, condition, self.device, config.item_tokens)
         self.broken = self.batcher.broken
         self.seen = 0  # items
         self._begun = False  # reading batches
@@ -239,7 +245,7 @@ class StreamCorpus:
         workers = max((n for n in range(1, self.config.workers + 1) if len(own) % n == 0), default=0)
         counted: dict[int, State | None] = dict.fromkeys(own) if self.feedback is None else self._counted(start, own)
         loader = DataLoader(
-            _Reading(self, list(places.items()), each, counted),
+            _Reading(self, list(places.items()), each, start.batch, counted),
             batch_size=None,
             num_workers=workers,
             worker_init_fn=leave_interrupts,
@@ -267,7 +273,7 @@ class StreamCorpus:
                 raise UserError(f"no item of the corpus can be read: {self.batcher.example}")
             every = range(self.source.readers)
             feedback = () if self.feedback is None else tuple(counted.get(n) for n in every)
-            yield portions, Cursor(epoch, batch, tuple(known.get(n) for n in every), feedback)
+            yield portions, Cursor(epoch, batch, tuple(known.get(n) for n in every), feedback=feedback)
 
     def _counted(self, start: Cursor, own: Sequence[int]) -> dict[int, State | None]:
         """What each of these readers has counted; nothing yet where the run was not steered."""
@@ -394,11 +400,14 @@ class _Reading(IterableDataset["_Turn | str"]):
         corpus: StreamCorpus,
         readers: Sequence[tuple[int, Place]],
         each: int,
+        batch: int,
         counted: Mapping[int, State | None],
     ) -> None:
-        """each: most items of a turn. counted: by each reader, where that steers it."""
+        """each: most items of a turn. batch: of the run, that the first turns are of. counted: by each reader, where
+        that steers it."""
         self.feedback, self.counted = corpus.feedback, dict(counted)
-        self.source, self.seed, self.readers, self.each = corpus.source, corpus.seed, readers, each
+        self.source, self.seed, self.readers, self.each, self.batch = corpus.source, corpus.seed, readers, each, batch
+        self.count = corpus.batcher.count
         budget = corpus.config.tokens
         self.budget = None if budget is None else budget / corpus.source.readers
         self.spec_of: Callable[..., Any] | None = None if budget is None else corpus.tokenizer.spec_of
@@ -414,7 +423,7 @@ class _Reading(IterableDataset["_Turn | str"]):
 
     def _turns(self, number: int, place: Place) -> Iterator[_Turn]:
         rows: list[_Row] = []
-        longest = 0
+        longest, batch, source = 0, self.batch, self._source(self.batch)
         feedback = None if self.feedback is None else Feedback(self.feedback, self.counted[number])
         attributes: tuple[str, ...] = ()
 
@@ -423,36 +432,66 @@ class _Reading(IterableDataset["_Turn | str"]):
 
         for taken, after in Reader(self.source, number, seed=self.seed).taken(place):
             if feedback is not None:
-                attributes = self._attributes(feedback, taken.sample)
+                attributes = self._attributes(feedback, taken)
                 if not feedback.accepts(attributes, taken.sample.name, taken.epoch):
                     feedback.observe(attributes, taken=False)
                     place = after
                     continue
-            row, tokens = self._row(taken)
-            if rows and self.budget is not None and max(longest, tokens) * (len(rows) + 1) > self.budget:
+            longest = max(longest, self._largest(source))
+            if rows and self._are_over(longest, len(rows) + 1):
                 yield turn()
-                rows, longest = [], 0
+                rows, batch = [], batch + 1
+                source = self._source(batch)
+                longest = self._largest(source)
+            row, tokens = self._row(taken, source)
+            if rows and self._are_over(max(longest, tokens), len(rows) + 1):
+                yield turn()
+                rows, batch = [], batch + 1
+                if (then := self._source(batch)) is not source:
+                    source = then
+                    row, tokens = self._row(taken, source)
+                longest = self._largest(source)
             if feedback is not None and isinstance(row.content, Tensor):
                 feedback.observe((*attributes, *measures(tuple(row.content.shape))), taken=True)
             rows.append(row)
             longest, place = max(longest, tokens), after
             if len(rows) == self.each:
                 yield turn()
-                rows, longest = [], 0
+                rows, longest, batch = [], 0, batch + 1
+                source = self._source(batch)
 
-    def _attributes(self, feedback: Feedback, sample: Sample) -> tuple[str, ...]:
+    def _attributes(self, feedback: Feedback, taken: Taken) -> tuple[str, ...]:
         try:
-            return feedback.attributes(self.source.entry(sample))
+            return feedback.attributes(self._with_text(self.source.entry(taken.sample), taken))
         except BrokenItem:  # reading it says so
             return ()
 
-    def _row(self, taken: Taken) -> tuple[_Row, int]:
+    def _with_text(self, entry: Entry, taken: Taken) -> Entry:
+        """That which this reading takes, where it has several."""
+        if not entry.texts:
+            return entry
+        with drawing(taken.seed(self.seed, TEXT)):
+            return replace(entry, text=entry.texts[one_of(len(entry.texts))])
+
+    def _source(self, batch: int) -> Stream:
+        return self.source.at(batch, item_seed(self.seed, BEFORE, batch, 0, BATCH))
+
+    def _largest(self, source: Stream) -> int:
+        """Tokens that no item will exceed, where they are counted and that is known; else 0."""
+        if self.spec_of is None or source.largest is None:
+            return 0
+        return self.count(self.spec_of(source.largest).num_tokens)
+
+    def _are_over(self, longest: int, rows: int) -> bool:
+        return self.budget is not None and longest * rows > self.budget
+
+    def _row(self, taken: Taken, source: Stream) -> tuple[_Row, int]:
         """The item, and its tokens where they are counted."""
         name, seed = taken.sample.name, taken.seed(self.seed, TOKENS)
         try:
             with drawing(taken.seed(self.seed)):
-                item: Item = self.source.decode(taken.sample)
-            tokens = 0 if self.spec_of is None else self.spec_of(tuple(item.media.shape)).num_tokens
+                item: Item = source.decode(taken.sample)
+            tokens = 0 if self.spec_of is None else self.count(self.spec_of(tuple(item.media.shape)).num_tokens)
         except (BrokenItem, UserError) as error:  # UserError: of a size that the tokenizer cannot take
             return _Row(name, None, seed, str(error)), 0
-        return _Row(name, item.entry, seed, item.media), tokens
+        return _Row(name, self._with_text(item.entry, taken), seed, item.media), tokens

@@ -8,11 +8,13 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from statistics import fmean
 from typing import Any, TypedDict
 
 from djepa_mm.core.sampler import Sampler
-from djepa_mm.data.reading import ReadsAhead
+from djepa_mm.data.drawing import BEFORE, drawing, item_seed
+from djepa_mm.data.reading import ReadsAhead, draws
 from djepa_mm.errors import Notice
 from djepa_mm.evaluate.distance import psnr_db, ssim
 from djepa_mm.evaluate.features import Extractor, FrameClassifier, features
@@ -252,7 +254,9 @@ def _read(source: Source, indices: Sequence[int]) -> Iterator[Item | BrokenItem]
         return
     for index in indices:
         try:
-            yield source.read(index)
+            with drawing(item_seed(0, BEFORE, index)) if draws(source) else nullcontext():
+                item = source.read(index)
+            yield item
         except BrokenItem as error:
             yield error
 

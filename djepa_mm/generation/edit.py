@@ -124,13 +124,7 @@ def in_paint(
     axes = tuple(media.shape[1:])
     if len(axes) < 2:
         raise UserError("--mask: this model's media are not pictures; edit a clip with --from and --to")
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise UserError(f"--mask: expected a tensor of bool, True where it is painted anew, not {kind}")
-    if tuple(mask.shape) not in (axes, axes[-2:]):
-        what = "the picture" if len(axes) == 2 else "the clip, with its frames first,"
-        raise UserError(f"--mask: it has {tuple(mask.shape)} pixels (height, width), {what} {axes}")
-    mask = mask.expand(axes)
+    mask = _fitting(mask, axes)
     if not mask.any():
         raise UserError("--mask: nothing is white in it; what is white is painted anew")
     if start_s is not None or stop_s is not None:
@@ -151,6 +145,51 @@ def in_paint(
     tokens = tokenizer.encode(media[None])[0]
     job = Job(value=value, seed=request.seed, spec=spec, tokens=tokens * known[:, None], known=known)
     return Edit(job=job, original=media, kept=~mask)
+
+
+def out_paint(
+    pipeline: Pipeline, media: Tensor, request: Request, sides: tuple[int, int, int, int], mask: Tensor | None = None
+) -> Edit:
+    """Paint what lies around a picture or clip (C, …, H, W), of any size itself.
+
+    sides: pixels to the left, at the top, to the right and at the bottom. mask: bool, what is painted anew of the
+    middle, as in `in_paint`. What is to come is held at the edge, because a VAE sees more than the pixels of one
+    latent. Raises UserError for a size that the model cannot have, and where nothing is to be painted.
+    """
+    if media.dim() < 3:
+        raise UserError("--size and --extend: this model's media have no width and height; edit with --from and --to")
+    left, top, right, bottom = sides
+    if min(sides) < 0 or not (any(sides) or mask is not None):
+        raise UserError(f"--extend {left},{top},{right},{bottom}: give 0 or more pixels on each side, and more on one")
+    height, width = media.shape[-2:]
+    pipeline.spec_for(Extent(size=(top + height + bottom, left + width + right)))
+    rows, columns = (
+        torch.arange(-before, size + after).clamp(0, size - 1)
+        for before, size, after in ((top, height, bottom), (left, width, right))
+    )
+    canvas = media[..., rows, :][..., columns]
+    middle = (..., slice(top, top + height), slice(left, left + width))
+    painted = torch.ones((*media.shape[1:-2], *canvas.shape[-2:]), dtype=torch.bool)
+    painted[middle] = False
+    if mask is not None:
+        painted[middle] = _fitting(mask, tuple(media.shape[1:]))
+    return in_paint(pipeline, canvas, request, painted)
+
+
+def around(pipeline: Pipeline, media: Tensor, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Pixels to the left, at the top, to the right and at the bottom of media in the middle of a larger size, at whole
+    tokens so that these can be known. Raises UserError where it is not larger."""
+    if media.dim() < 3:
+        raise UserError("--size: this model's media have no width and height; leave it out")
+    (height, width), (_, *multiples) = media.shape[-2:], pipeline.tokenizer.span
+    more = size[0] - height, size[1] - width
+    if min(more) < 0:
+        raise UserError(
+            f"--size {size[1]}x{size[0]}: what is there has {width}×{height} pixels, and is not made smaller; give its "
+            "size or more"
+        )
+    top, left = (some // 2 // multiple * multiple for some, multiple in zip(more, multiples, strict=True))
+    return left, top, more[1] - left, more[0] - top
 
 
 def clip_spec(pipeline: Pipeline) -> MediaSpec:
@@ -213,6 +252,17 @@ def given_frames(
         value=value, seed=request.seed, spec=spec, tokens=tokenizer.encode(held[None])[0] * known[:, None], known=known
     )
     return Edit(job=job, original=held, kept=kept[:, None, None].expand(frames, height, width))
+
+
+def _fitting(mask: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """A mask on the axes (T, H, W) or (H, W) of media. Raises UserError where it is none, or of another size."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise UserError(f"--mask: expected a tensor of bool, True where it is painted anew, not {kind}")
+    if tuple(mask.shape) not in (axes, axes[-2:]):
+        what = "the picture" if len(axes) == 2 else "the clip, with its frames first,"
+        raise UserError(f"--mask: it has {tuple(mask.shape)} pixels (height, width), {what} {axes}")
+    return mask.expand(axes)
 
 
 def _check_times(seconds: float, start_s: float | None, stop_s: float | None) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from djepa_mm.errors import UserError
 from djepa_mm.generation.request import Job, Request
 from djepa_mm.precision import cast_linears, fast_bf16
 from djepa_mm.ranks import ElsewhereError, current
-from djepa_mm.recipe.build import build_model, build_sampler
+from djepa_mm.recipe.build import build_model, build_sampler, check_item
 from djepa_mm.recipe.load import Overrides, load_recipe
 from djepa_mm.recipe.schema import Recipe
-from djepa_mm.types import FOLDERS, ConditionKind, Extent, MediaSpec, Progress, Tokenizer
+from djepa_mm.types import FOLDERS, ConditionKind, Extent, MediaSpec, Progress, Tokenizer, nearest_size
 from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_state, read_tensors, trained_in
 
 MOST = 1_000_000  # of steps, guidance and temperature: beyond it, there are no numbers
+MOST_ASPECT = 100  # width / height, or the other way round
 Jobs = list[Job]  # of one request: one, or the parts that are joined
 
 
@@ -117,8 +119,37 @@ class Pipeline:
         """Size of the media to generate: of the given duration, else as long as the condition takes."""
         tokens = self.condition.length(value)
         if tokens is None or duration_s is not None:
-            return self.tokenizer.spec_for(Extent(duration_s=duration_s, size=request.size))
-        return self.tokenizer.spec_for(Extent(num_tokens=max(1, round(tokens)), size=request.size))
+            return self.spec_for(Extent(duration_s=duration_s, size=request.size))
+        return self.spec_for(Extent(num_tokens=max(1, round(tokens)), size=request.size))
+
+    def spec_for(self, extent: Extent) -> MediaSpec:
+        """Size of media that the model can generate. Raises UserError for what it cannot."""
+        fixed = self.tokenizer.fixed
+        if fixed is not None and self.recipe.model.fixed_grid and extent.size not in (None, fixed.shape[-2:]):
+            height, width = fixed.shape[-2:]
+            raise UserError(
+                f"model.positions is {self.recipe.model.positions}, so this model knows the places of {height}×{width} "
+                "pixels alone: leave the size out, or train with rotary positions and tokenizer.vary"
+            )
+        spec = self.tokenizer.spec_for(extent)
+        check_item(self.recipe, spec, self.device)
+        return spec
+
+    def size_of(self, aspect: float) -> tuple[int, int]:
+        """Height and width of that aspect, width / height, of about as many pixels as usual media have.
+
+        Raises UserError where media have no aspect."""
+        if not 1 / MOST_ASPECT <= aspect <= MOST_ASPECT:
+            raise UserError(f"--aspect {aspect:g}: expected width / height, from 1/{MOST_ASPECT} to {MOST_ASPECT}")
+        shape, multiples = (() if self.tokenizer.fixed is None else self.tokenizer.fixed.shape), self.tokenizer.span[1:]
+        with suppress(UserError):  # of any length, such as sounds
+            shape = self.tokenizer.spec_for().shape
+        if len(shape) < 3:
+            raise UserError("--aspect: this model's media have no width and height; leave it out")
+        area = shape[-2] * shape[-1]
+        height, _ = nearest_size((round(math.sqrt(area / aspect)), 1), multiples)
+        _, width = nearest_size((1, round(area / height)), multiples)
+        return height, width
 
     # --- media
 

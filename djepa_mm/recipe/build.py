@@ -16,7 +16,7 @@ from djepa_mm.core.heads.flow import FlowHead
 from djepa_mm.core.masking import MaskRatio
 from djepa_mm.core.sampler import Sampler
 from djepa_mm.recipe.schema import Recipe
-from djepa_mm.types import ConditionKind, Tokenizer, UserError
+from djepa_mm.types import ConditionKind, MediaSpec, Tokenizer, UserError
 
 
 def build_model(recipe: Recipe, tokenizer: Tokenizer, condition: ConditionKind[Any]) -> DJEPA:
@@ -80,12 +80,7 @@ def check_memory(recipe: Recipe, tokenizer: Tokenizer, condition: ConditionKind[
 
 def check_room(build: Callable[[], nn.Module], device: torch.device, what: str, keys: str) -> None:
     """As `check_memory`, of any network. what, keys: for the error, of which a smaller one is chosen."""
-    if device.type == "cuda":
-        there: float = torch.cuda.get_device_properties(device).total_memory
-    elif hasattr(os, "sysconf"):
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    else:  # on Windows
-        there = math.inf
+    there = memory_of(device)
     try:
         with torch.device("meta"):
             model = build()
@@ -96,6 +91,27 @@ def check_room(build: Callable[[], nn.Module], device: torch.device, what: str, 
         raise UserError(
             f"{what} take {needed / 1e9:,.0f} GB, and {device} has {there / 1e9:,.0f} GB: choose a smaller {keys} "
             "(djepa-mm info counts)"
+        )
+
+
+def memory_of(device: torch.device) -> float:
+    """In bytes, whatever else is in it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return math.inf  # on Windows
+
+
+def check_item(recipe: Recipe, spec: MediaSpec, device: torch.device) -> None:
+    """Raises UserError where the device has less memory, even if nothing else is in it, than one item of that size
+    takes to sample: a block's tokens, queries, keys, values and MLP, and the media."""
+    numbers = spec.num_tokens * recipe.model.size("width") * (5 + recipe.model.mlp_ratio) + math.prod(spec.shape)
+    needed, there = 4 * numbers, memory_of(device)
+    if needed > there:
+        raise UserError(
+            f"an item of {spec.num_tokens:,} tokens takes {needed / 1e9:,.0f} GB or more to sample, and {device} has "
+            f"{there / 1e9:,.0f} GB: ask for a smaller size"
         )
 
 

@@ -72,9 +72,10 @@ def describe(recipe: AnyRecipe) -> Table:
     )
     states = FP32 * total  # bytes of one copy
     items = recipe.batch.size
+    tokens = min(spec.num_tokens, recipe.batch.item_tokens or spec.num_tokens)
     if recipe.batch.tokens is not None:
-        items = max(1, min(items, recipe.batch.tokens // spec.num_tokens))
-    activations = items * activation_bytes(recipe, spec.num_tokens, length)
+        items = max(1, min(items, recipe.batch.tokens // tokens))
+    activations = items * activation_bytes(recipe, tokens, length)
     table.add_row("memory: weights, averages, gradients, AdamW", _si(5 * states, "B"))
     table.add_row(f"memory: activations, batch of {items} (estimate)", _si(activations, "B"))
     table.add_row("memory: weights to sample", _si(states, "B"))

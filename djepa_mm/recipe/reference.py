@@ -59,7 +59,7 @@ def _section(path: str, schema: Schema, known: Mapping[str, Schema], shown: set[
             default = "its own defaults"
         else:
             default = f"`{json.dumps(value.get('default'), ensure_ascii=False)}`"
-        rows.append(f"| `{key}` | {'a section' if options else _type(value)} | {default} | {about} |")
+        rows.append(f"| `{key}` | {_section_type(value) if options else _type(value)} | {default} | {about} |")
     yield from ("", "| key | type | default | |", "|---|---|---|---|", *rows) if rows else ()
     for name, options in inner:
         for option in options:
@@ -75,9 +75,15 @@ def _section(path: str, schema: Schema, known: Mapping[str, Schema], shown: set[
 
 def _configs(value: Schema, known: Mapping[str, Schema]) -> list[Schema]:
     """The sections that a key may hold, in the order of their names; none where it holds a plain value."""
-    parts = (value, *value.get("oneOf", ()), *value.get("anyOf", ()))
+    parts = [value, *value.get("oneOf", ()), *value.get("anyOf", ())]
+    parts += [part["items"] for part in parts if "items" in part]
     names = [part["$ref"].split("/")[-1] for part in parts if "$ref" in part]
     return [known[name] for name in sorted(names) if "properties" in known[name]]
+
+
+def _section_type(value: Schema) -> str:
+    parts = (value, *value.get("anyOf", ()))
+    return "a list of sections" if any("items" in part for part in parts) else "a section"
 
 
 def _type(value: Schema) -> str:

@@ -189,6 +189,9 @@ class BatchConfig(Config):
     """Most items in a batch, of all processes together."""
     tokens: PositiveInt | None = None
     """Most tokens in a batch, padding counted. Batches hold items of like length."""
+    item_tokens: PositiveInt | None = None
+    """Most tokens of an item that training sees. Of more, so many are drawn anew at each reading, and the others are
+    not in the sequence at all."""
     cache: bool = False
     """Tokenize the corpus once, before training, and keep the tokens in memory: of a VAE that is sampled from mean and
     deviation, of flips both. `djepa-mm encode` does the same on the disk, for more than one run."""
@@ -302,8 +305,8 @@ class Recipe(Config):
 
 # Keys of a tokenizer that change none of the tokens of media that it takes, or only the way to the same weights
 TOKENS_FREE = {
-    "vocoder", "max_duration_s", "size", "frames", "frame_rate", "vary", "tile", "model", "allow_pickle", "path",
-    "media", "sha256",
+    "vocoder", "max_duration_s", "size", "frames", "frame_rate", "vary", "tile", "tile_above", "model", "allow_pickle",
+    "path", "media", "sha256",
 }  # fmt: skip
 
 SOURCES = ("djepa_mm.data.sources", "djepa_mm.tokenizers")  # a modality's file may hold the source of its corpora

@@ -96,6 +96,8 @@ class TokenizerRecipe(Config):
 
     @model_validator(mode="after")
     def _check(self) -> TokenizerRecipe:
+        if self.batch.item_tokens is not None:
+            raise ValueError("batch.item_tokens is for D-JEPA: a tokenizer learns of whole items, leave it out")
         if self.compute.shard:
             raise ValueError("compute.shard is for D-JEPA: a tokenizer is small, set it to false")
         return self

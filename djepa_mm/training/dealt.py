@@ -6,7 +6,6 @@ difference how many processes and parts it is dealt to. B items of the batch, N 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,12 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils.rnn import pad_sequence
 
 from djepa_mm.core.types import TokenBatch
-from djepa_mm.data.batches import Portion
+from djepa_mm.data.batches import Portion, laid_out
 from djepa_mm.ranks import Ranks
-from djepa_mm.types import MediaSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,29 +56,21 @@ class Dealt:
         """Of this process' parts of a batch, the batch; None where nothing of it could be read. Each has to ask."""
         parts = [part for part in batch if part is not None]
         self._spare = parts[0].batch if parts else self._spare
-        told = self.ranks.gather(([(part.places, part.grids) for part in parts], self._spare is None))
-        items = {place: grid for some, _ in told for part in some for place, grid in zip(*part, strict=True)}
+        told = self.ranks.gather(([(part.places, part.grids, part.some) for part in parts], self._spare is None))
+        items = {place: one for them, _ in told for part in them for place, *one in zip(*part, strict=True)}
         if not items:
             return None
         if any(lacking for _, lacking in told):  # a process has never read anything: it takes what another has
             spares = self.ranks.gather(None if self._spare is None else self._spare.to("cpu"))
             self._spare = self._spare or next(spare for spare in spares if spare is not None).to(self.device)
         number = {place: n for n, place in enumerate(sorted(items))}
-        grids = [items[place] for place in number]
-        valid, positions = places(grids)
+        valid, positions = laid_out(*zip(*(items[place] for place in number), strict=True))
         return Whole(
             number=number,
             valid=valid.to(self.device),
             positions=positions.to(self.device),
-            tokens=sum(math.prod(grid) for grid in grids),
+            tokens=int(valid.sum()),
         )
-
-
-def places(grids: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
-    """Of items by their grids -> valid (B, N) bool and positions (B, N, 3) of all of them as one batch."""
-    counts = torch.tensor([math.prod(grid) for grid in grids])
-    alone = [MediaSpec(grid=grid, shape=()).positions() for grid in grids]
-    return torch.arange(int(counts.max())) < counts[:, None], pad_sequence(alone, batch_first=True)
 
 
 def gradients_stay_here(network: nn.Module, wanted: bool) -> AbstractContextManager[Any]:

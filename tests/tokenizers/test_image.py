@@ -7,8 +7,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from pydantic import ValidationError
+from support import realistic
 
-from djepa_mm.tokenizers.image import KLVAE, KLVAEConfig, PatchesConfig
+from djepa_mm.tokenizers.image import KLVAE, KLVAEConfig, PatchesConfig, in_tiles
 from djepa_mm.types import Extent, UserError
 
 BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
@@ -149,6 +150,51 @@ def test_large_pictures_go_through_in_tiles(vae: tuple[str, AutoencoderKL], pict
     assert tokens.shape == tiled_tokens.shape
     assert not torch.equal(tokens, tiled_tokens)
     assert tiled.decode(tokens, tiled.spec).shape == pictures.shape
+
+
+def test_tiles_lie_evenly_and_add_up_to_all_of_it() -> None:
+    volume = torch.rand(1, 2, 44, 26, generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    def tripled(part: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(part.shape[-2:]))
+        return part.repeat_interleave(3, -1).repeat_interleave(3, -2)
+
+    found = in_tiles(tripled, volume, side=16, overlap=4, before=1, behind=3)
+    torch.testing.assert_close(found, tripled(volume))
+    assert seen[:-1] == [(16, 16)] * 8
+    seen.clear()
+    found = in_tiles(lambda part: part[..., ::2, ::2], volume, side=8, overlap=2, before=2, behind=1)
+    torch.testing.assert_close(found, volume[..., ::2, ::2])
+
+
+def test_no_seam_is_seen_where_tiles_meet(vae: tuple[str, AutoencoderKL]) -> None:
+    """What tiles change is smooth: from one pixel to the next it jumps no more at their edges than elsewhere."""
+    size = {"size": [96, 224]}
+    whole, tiled = tokenizer(vae[0], **size), tokenizer(vae[0], tile_above=96, **size)
+    picture = realistic((3, 96, 224), 0, count=1)
+    tokens = whole.encode(picture)
+    as_whole = whole.decode(tokens, whole.spec)
+    latents = whole._to_volume(tokens, whole.spec.grid) / whole.scale + whole.shift
+    beside = in_tiles(tiled._decode, latents, side=56, overlap=0, before=1, behind=2)  # not overlapping, from 112 on
+
+    def jump(decoded: torch.Tensor, edges: list[int]) -> float:
+        """Most at any of the edges, in those elsewhere."""
+        jumps = (decoded - as_whole).diff(dim=-1).abs().mean((0, 1, 2))  # (223,)
+        return float(torch.stack([jumps[edge - 2 : edge + 2].max() for edge in edges]).max() / jumps.median())
+
+    found = tiled.decode(tokens, tiled.spec)
+    assert 0 < (found - as_whole).abs().mean() < 0.05
+    assert jump(found, [64, 96, 128, 160]) < 1.5  # tiles begin at 0, 64 and 128
+    assert jump(beside, [112]) > 5
+    torch.testing.assert_close(tiled.encode(picture), tokens, atol=0.2, rtol=0)
+
+
+def test_tiles_that_make_no_sense(vae: tuple[str, AutoencoderKL]) -> None:
+    with pytest.raises(UserError, match=r"^tokenizer\.tile_above 7: give 8 or more, four latents$"):
+        tokenizer(vae[0], tile_above=7)
+    with pytest.raises(ValidationError, match=r"tokenizer\.tile and tokenizer\.tile_above: give one of the two"):
+        tokenizer(vae[0], tile=True, tile_above=64)
 
 
 def test_encoding_takes_the_mean_and_training_may_draw(vae: tuple[str, AutoencoderKL], pictures: torch.Tensor) -> None:

@@ -18,13 +18,12 @@ from support import ROOT, SMALL_TOKENIZER
 
 import djepa_mm
 from djepa_mm.core.djepa import Draws, Losses
-from djepa_mm.data.batches import Share
+from djepa_mm.data.batches import Share, laid_out
 from djepa_mm.errors import UserError
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.recipe.tokenizer import load_tokenizer_recipe
 from djepa_mm.runs.checkpoint import differences
-from djepa_mm.training.dealt import places
 from djepa_mm.training.djepa import DJEPATask
 from djepa_mm.training.loop import Trainer
 from djepa_mm.training.tokenizer import train_tokenizer
@@ -259,7 +258,7 @@ def test_parts_losses_add_up_to_the_wholes(changes: dict[str, object]) -> None:
     task = DJEPATask(load_recipe("digits", {**SMALL, **changes}), device=torch.device("cpu"))
     ((whole,), _) = next(task.corpus.batches(task.state.cursor))
     assert whole is not None
-    valid, positions = places(whole.grids)
+    valid, positions = laid_out(whole.grids, whole.some)
     assert torch.equal(positions, whole.batch.positions)
     draws = task.model.draw(valid, positions, torch.Generator().manual_seed(1))
     among = int(draws.mask.masked.sum())

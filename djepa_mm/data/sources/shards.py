@@ -6,8 +6,10 @@ the shard, or is too large, breaks its item, which is then named.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+import math
 import os
 import re
 import tarfile
@@ -28,6 +30,7 @@ from torch import Tensor
 
 from djepa_mm.data.drawing import one_of
 from djepa_mm.data.folders import printable
+from djepa_mm.data.sizes import SizesKey, chance, drawn_size, phase
 from djepa_mm.data.sources import clips, image_folder, ljspeech
 from djepa_mm.media import pictures
 from djepa_mm.types import BrokenItem, Entry, Item, Sample, Stream, UserError
@@ -42,7 +45,7 @@ SUFFIXES = {
 MIRRORED = 2  # readings of a picture that may be mirrored
 AXES = {"picture": 3, "sound": 1, "clip": 4}
 OWN = {  # keys that are of one kind of media alone, or two
-    "picture": ("size", "multiple_of", "channels", "flip", "max_side"),
+    "picture": ("size", "sizes", "enlarge", "multiple_of", "channels", "flip", "max_side"),
     "sound": ("sample_rate_hz", "max_duration_s"),
     "clip": (
         *("size", "multiple_of", "channels", "frames", "frame_rate", "stride", "window", "reader"),
@@ -58,8 +61,8 @@ TAGS = ("style", "source")  # names in a .json
 
 
 class ShardsConfig(clips.VideoConfig):
-    """WebDataset's shards of pictures, sounds or clips, with labels in .cls, captions in .txt, either in .json,
-    where a style and a source may stand too.
+    """WebDataset's shards of pictures, sounds or clips, with labels in .cls, captions in .txt, either in .json, where
+    a list of "captions" gives each reading one of them, and a style and a source may stand too.
 
     Keys of other media than these are refused where they are set."""
 
@@ -69,6 +72,11 @@ class ShardsConfig(clips.VideoConfig):
     media: Literal["picture", "sound", "clip"]
     """What an item is."""
     size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None = None
+    sizes: SizesKey = None
+    """Draws a size of pictures, in place of `size`, as that of an image-folder; one for all that readers give to a
+    batch, so that they are alike."""
+    enlarge: PositiveFloat = 1.0
+    """Most that `sizes` enlarge a side of a picture."""
     flip: bool = False
     """Mirror half of the pictures at random, each time they are read."""
     sample_rate_hz: PositiveInt = 22050
@@ -89,6 +97,8 @@ class ShardsConfig(clips.VideoConfig):
         for key in sorted(others):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"data.{key} has no meaning for data.media {self.media}: leave it out")
+        if self.sizes and self.size is not None:
+            raise ValueError("data.sizes draws what data.size says: set data.size to null")
         if self.window == "all":
             raise ValueError("data.window all: of a stream each file is one item; choose middle or random")
         return self
@@ -100,6 +110,8 @@ class ShardsConfig(clips.VideoConfig):
 class Shards(Stream):
     def __init__(self, config: ShardsConfig) -> None:
         self.config = config
+        self.drawn = config.sizes[0] if config.sizes else None
+        self.chance: float | None = None  # by which the size is drawn, where it is for all of a batch
         self.readers, self.shuffle = config.readers, config.shuffle
         self.urls = _expanded([config.urls] if isinstance(config.urls, str) else config.urls)
         names = [url.rpartition("/")[2] for url in self.urls]
@@ -192,10 +204,11 @@ class Shards(Stream):
             yield number, sample()
 
     def entry(self, sample: Sample) -> Entry:
-        label, text, tags = _said(sample)
+        label, texts, tags = _said(sample)
         if label is not None and label not in self._known and label.isdecimal() and int(label) < len(self.classes):
             label = self.classes[int(label)]
-        return Entry(name=sample.name, label=label, text=text, tags=tags)
+        text, texts = (texts[0] if texts else None), (texts if len(texts) > 1 else ())
+        return Entry(name=sample.name, label=label, text=text, texts=texts, tags=tags)
 
     def decode(self, sample: Sample) -> Item:
         entry = self.entry(sample)
@@ -212,13 +225,34 @@ class Shards(Stream):
             media = media.flip(-1)
         return Item(entry=entry, media=media)
 
+    def at(self, batch: int, seed: int) -> Self:
+        if not self.config.sizes:
+            return self
+        other = copy.copy(self)
+        other.drawn = phase(self.config.sizes, batch)
+        other.chance = chance(torch.Generator().manual_seed(seed))
+        return other
+
+    @property
+    def largest(self) -> tuple[int, ...] | None:
+        if self.drawn is None or self.chance is None:
+            return None
+        side = self.drawn.side(self.chance, math.inf)
+        rows, columns = (math.ceil(side / multiple) * multiple for multiple in self.config.multiple_of[1:])
+        return (self.config.channels, rows, columns)
+
     def _picture(self, content: bytes, suffix: str) -> Tensor:
         config = self.config
         with pictures.readable(io.BytesIO(content)) as image:
             if max(image.size) > config.max_side:
                 width, height = image.size
                 raise BrokenItem(f"{width}×{height} pixels, more than data.max_side {config.max_side}")
-            return image_folder.seen_as(image, config.size, config.multiple_of[1:], config.channels)
+            size, multiple_of = config.size, config.multiple_of[1:]
+            if self.drawn is not None:
+                own = pictures.upright_size(image)
+                drawn = chance() if self.chance is None else self.chance
+                size = drawn_size(self.drawn, own, multiple_of, config.enlarge, drawn)
+            return image_folder.seen_as(image, size, multiple_of, config.channels)
 
     def _sound(self, content: bytes, suffix: str) -> Tensor:
         file = io.BytesIO(content)
@@ -257,13 +291,14 @@ class Shards(Stream):
 # --- items ------------------------------------------------------------------------------------------------------------
 
 
-def _said(sample: Sample) -> tuple[str | None, str | None, tuple[tuple[str, str], ...]]:
-    """Label, text and tags of an item. Raises BrokenItem; also where one of its files cannot be used."""
+def _said(sample: Sample) -> tuple[str | None, tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Label, texts and tags of an item. Raises BrokenItem; also where one of its files cannot be used."""
     for suffix, content in sample.members.items():
         if isinstance(content, str):
             raise BrokenItem(f".{suffix}: {content}" if suffix else content)
     label, text = (_text(sample, suffix) for suffix in ("cls", "txt"))
     tags: tuple[tuple[str, str], ...] = ()
+    texts: tuple[str, ...] = ()
     if (raw := _text(sample, "json")) is not None:
         try:
             found = json.loads(raw)
@@ -272,11 +307,13 @@ def _said(sample: Sample) -> tuple[str | None, str | None, tuple[tuple[str, str]
         if not isinstance(found, dict):
             raise BrokenItem(".json: no object of names and values")
         text = text if text is not None else _value(found.get("caption", found.get("text")))
+        if isinstance(several := found.get("captions"), list) and all(isinstance(one, str) for one in several):
+            texts = tuple(several)
         label = label if label is not None else _value(found.get("label"))
         tags = tuple((tag, value) for tag in TAGS if 0 < len(value := _value(found.get(tag)) or "") <= MOST_LABEL)
     if label is not None and len(label) > MOST_LABEL:
         raise BrokenItem(f"a label of {len(label):,} characters")
-    return label, text, tags
+    return label, texts if text is None else (text,), tags
 
 
 def _text(sample: Sample, suffix: str) -> str | None:

@@ -129,11 +129,49 @@ def test_lines_of_captions_that_say_nothing_are_counted(pictures: Path) -> None:
     assert [source.entry(n).text for n in range(4)] == ["one\u2028line\x85of text", "red", None, "bl\u00fc"]
     assert source.left_out == {
         "files that end in .txt": 1,
-        "lines of captions.jsonl: not JSON": 2,
-        'lines of captions.jsonl: no "file" and "caption" that are texts': 3,
-        "lines of captions.jsonl: no such picture": 1,
-        "lines of captions.jsonl: not UTF-8": 1,
+        "lines of captions.jsonl: not JSON (3, 10)": 2,
+        'lines of captions.jsonl: no "file" and "caption" that are texts (4, 6, 7)': 3,
+        "lines of captions.jsonl: no such picture (9)": 1,
+        "lines of captions.jsonl: not UTF-8 (11)": 1,
     }
+
+
+def test_pictures_whose_captions_were_asked_for_need_one(pictures: Path) -> None:
+    rows = [
+        json.dumps({"file": "cat/a.png", "caption": "a red cat"}),
+        "not JSON",
+        json.dumps({"file": "cat/b.JPG", "captions": ["one", 2]}),
+        json.dumps({"file": "dog/c.webp", "captions": ["one", "two"]}),
+    ]
+    (pictures / "captions.jsonl").write_text("\n".join(rows))
+    source = folder(pictures, captions="jsonl")
+    assert source.read(0).entry.text == "a red cat"
+    entry = source.read(2).entry
+    assert (entry.text, entry.texts) == ("one", ("one", "two"))
+    for index, reason in ((1, r"captions\.jsonl, line 3: no \"file\""), (3, "has no line of it")):
+        for ask in (source.read, source.shape):
+            with pytest.raises(BrokenItem, match=reason):
+                ask(index)
+    assert folder(pictures).read(3).entry.text is None
+    assert folder(pictures, captions="none").entry(0).text is None
+    (pictures / "captions.jsonl").unlink()
+    with pytest.raises(UserError, match=r"^data\.captions jsonl: no captions\.jsonl in "):
+        folder(pictures, captions="jsonl")
+
+
+def test_texts_may_lie_beside_pictures(pictures: Path) -> None:
+    with pytest.raises(UserError, match=r"^data\.captions txt: no picture in "):
+        folder(pictures, captions="txt")
+    (pictures / "cat/a.txt").write_text("\ufeffa red cat\n", encoding="utf-8")
+    (pictures / "dog/c.TXT").write_bytes(b"caf\xe9")
+    (pictures / "dog/deep/d.txt").write_text("x" * 100_001)
+    source = folder(pictures, captions="txt")
+    assert source.read(0).entry.text == "a red cat"
+    assert source.left_out == {"files that end in .txt and belong to no other": 1}
+    reasons = {1: r"no \.txt beside it", 2: r"c\.TXT: not UTF-8", 3: r"d\.txt: more than 100,000 bytes"}
+    for index, reason in reasons.items():
+        with pytest.raises(BrokenItem, match=reason):
+            source.read(index)
 
 
 def test_only_pictures_of_the_folders_become_items(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -287,6 +325,8 @@ def test_real_emoji() -> None:
     item = source.read(0)
     assert item.media.shape == (3, 64, 64)
     assert item.entry.text == "mahjong red dragon"
+    captions = folder(Path(real("images/emoji64")), size=[64, 64], captions="jsonl")
+    assert not any(isinstance(said, str) for said in captions.captions or [""])
 
 
 # --- pictures of their own sizes
