@@ -2,7 +2,7 @@
 
     python benchmarks/shapes_scorer.py --count 600
 
-Real pictures of seen and of unseen combinations, their captions with one word changed, pictures that are a little worse,
+Real pictures of seen and of unseen combinations, captions with one word changed, pictures that are a little worse,
 and rubbish; then how many scenes are drawn and judged in a second.
 """
 

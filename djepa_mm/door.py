@@ -67,6 +67,8 @@ class Model:
         seconds: float | None = None,
         size: tuple[int, int] | None = None,
         aspect: float | None = None,
+        offset: float | tuple[float, float] | None = None,
+        negative: str | None = None,
         first_frames: Tensor | None = None,
         last_frames: Tensor | None = None,
         candidates: int = 1,
@@ -83,10 +85,12 @@ class Model:
         condition: by the keys of the model's kind of condition, such as {"class": "7"} or {"text": "…", "rate": 1.2};
         `class_` and `text` are short for those. seconds: duration, where the model lets one choose; by default what
         the condition takes. size: (height, width) in pixels, likewise. aspect: width / height, of about as many pixels
-        as usual. first_frames, last_frames: (C, k, H, W), frames
-        that every clip begins or ends with. candidates: speak so many times and keep what the recogniser understands
-        best. ar_steps: T. guidance: 1 is none. temperature: scale of the noise; these three are the recipe's by
-        default. The same seed gives the same items. Raises UserError for what this model cannot fulfil."""
+        as usual. offset: how far a picture is moved in the field of view of a model that has one, in sides of the
+        field: along its shorter side, or (down, right). negative: a text that guidance leads away from, in the null
+        condition's place. first_frames, last_frames: (C, k, H, W), frames that every clip begins or ends with.
+        candidates: speak so many times and keep what the recogniser understands best. ar_steps: T. guidance: 1 is
+        none. temperature: scale of the noise; these three are the recipe's by default. The same seed gives the same
+        items. Raises UserError for what this model cannot fulfil."""
         for name, value, least in (("count", count, 1), ("candidates", candidates, 1), ("batch", batch_size, 1)):
             if value < least:
                 raise UserError(f"--{name} {value}: give {least} or more")
@@ -94,8 +98,9 @@ class Model:
             if size is not None:
                 raise UserError("--size and --aspect: give one of the two")
             size = self.pipeline.size_of(aspect)
-        conditions = _conditions(condition, class_, text)
-        requests = self.pipeline.requests(conditions, count=count, duration_s=seconds, size=size, seed=seed)
+        conditions = self._away_from(negative, _conditions(condition, class_, text))
+        extent: dict[str, Any] = {"duration_s": seconds, "size": size, "offset": offset}
+        requests = self.pipeline.requests(conditions, count=count, seed=seed, **extent)
         sampler = self._sampler(ar_steps, guidance, temperature)
         if candidates > 1:
             from djepa_mm.evaluate.candidates import best_of, recogniser_for
@@ -124,6 +129,7 @@ class Model:
         start_s: float | None = None,
         stop_s: float | None = None,
         seconds: float | None = None,
+        negative: str | None = None,
         ar_steps: int | None = None,
         guidance: float | None = None,
         temperature: float | None = None,
@@ -135,11 +141,12 @@ class Model:
 
         mask: bool (H, W), or (T, H, W) of a clip. size: (height, width) to grow to on all sides; extend: by so many
         pixels to the left, top, right and bottom. start_s: None is the end of a sound: it goes on. seconds: length of
-        what comes in; as long as what goes out by default. condition, class_, text: of the whole item after the edit.
-        Raises UserError for a mask or times that do not fit, and for media that this model cannot take."""
+        what comes in; as long as what goes out by default. condition, class_, text: of the whole item after the edit;
+        negative: a text that guidance leads away from. Raises UserError for a mask or times that do not fit, and for
+        media that this model cannot take."""
         outward = size is not None or extend is not None
         original = self.read(media, sized=not outward)
-        (wanted,) = _conditions(condition, class_, text) or [{}]
+        (wanted,) = self._away_from(negative, _conditions(condition, class_, text) or [{}])
         request = Request(condition=wanted, seed=(seed,))
         edit: Edit
         if outward:
@@ -232,6 +239,12 @@ class Model:
         if sized:
             tokenizer.spec_of(tuple(item.shape))
         return item
+
+    def _away_from(self, negative: str | None, conditions: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """The conditions, of which guidance leads away from a text where one is given."""
+        if negative is None:
+            return conditions
+        return [{**one, "negative": negative} for one in conditions or self.pipeline.condition.usual_requests()]
 
     def _sampler(self, ar_steps: int | None, guidance: float | None, temperature: float | None) -> Sampler:
         return with_sampling(self.pipeline.sampler, ar_steps=ar_steps, guidance=guidance, temperature=temperature)

@@ -427,6 +427,10 @@ class ConditionKind(ABC, Generic[Value]):
     def encode(self, values: Sequence[Value], num_tokens: Sequence[int]) -> Condition:
         """For the values of a batch and the token counts of their media."""
 
+    def to(self, device: torch.device) -> None:
+        """Where networks of its own that `encode` asks, such as one that reads texts, shall work; else nothing."""
+        return
+
     @property
     def usual_length(self) -> int:
         """Condition tokens of a usual item, buffer tokens not counted; for estimates."""
@@ -437,6 +441,10 @@ class ConditionKind(ABC, Generic[Value]):
     @abstractmethod
     def parse(self, request: Mapping[str, Any]) -> Value:
         """What a request says, by `keys`. Raises UserError for what this model cannot fulfil."""
+
+    def negative(self, request: Mapping[str, Any]) -> Value | None:
+        """What guidance leads away from; None is the null condition. Raises UserError as `parse`."""
+        return None
 
     def split(self, request: Mapping[str, Any]) -> list[Value]:
         """The same in the parts that are generated at once and then joined; mostly it is one."""
@@ -490,6 +498,8 @@ class ConditionConfig(Config):
 
     along: ClassVar[tuple[Literal["t", "h", "w"], ...]] = ()
     """Axes of the media that the condition's tokens lie along; the model's positions must turn on them."""
+    own_axes: ClassVar[tuple[Literal["t", "h", "w"], ...]] = ()
+    """Axes that its tokens have places of their own on; rotary positions must turn on them too."""
 
     @abstractmethod
     def build(self) -> ConditionKind[Any]: ...

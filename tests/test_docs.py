@@ -100,6 +100,12 @@ def test_learned_tokens_page(tmp_path: Path) -> None:
     assert list((tmp_path / "runs" / "digits" / "generated").glob("00*-7.png"))
 
 
+def test_text_to_image_page(tmp_path: Path) -> None:
+    run_page_in(tmp_path, DOCS / "text-to-image.md")
+    assert (tmp_path / "painted" / "0000-a-red-circle.png").is_file()
+    assert (tmp_path / "runs" / "painted" / "generated" / "0000-a-red-circle.png").is_file()
+
+
 def test_extending_page(tmp_path: Path) -> None:
     shown = run(tmp_path, "-m", "examples", DOCS / "extending.md")  # in a process of its own, which is extended
     assert "tones: valid" in shown

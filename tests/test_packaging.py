@@ -18,7 +18,7 @@ from support import PACKAGE, ROOT
 # An import goes to the same floor or down.
 FLOORS = (
     ("errors", "kinds", "layout", "types", "core", "media", "weights", "moments", "precision", "ranks"),
-    ("conditions", "tokenizers", "speech"),
+    ("conditions", "text_encoders", "tokenizers", "speech"),
     ("recipe",),
     ("data", "runs"),
     ("training", "generation"),

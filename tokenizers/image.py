@@ -280,6 +280,8 @@ def _times(places: slice, factor: int) -> slice:
 def _fade(length: int, overlap: int) -> Tensor:
     """(length,): from 0 to 1 along the overlap at its beginning, and back at its end, as the square of a sine, which
     with its mirror image makes 1."""
-    steps = (torch.arange(length) + 0.5).clamp(max=overlap) / max(1, overlap)
+    if not overlap:
+        return torch.ones(length)
+    steps = (torch.arange(length) + 0.5).clamp(max=overlap) / overlap
     rise = (steps * torch.pi / 2).sin().square()
     return torch.minimum(rise, rise.flip(0))

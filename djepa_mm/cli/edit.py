@@ -11,6 +11,7 @@ from djepa_mm.cli.options import (
     ConditionOption,
     DeviceOption,
     GuidanceOption,
+    NegativeOption,
     RunArgument,
     SeedOption,
     SetOption,
@@ -62,6 +63,7 @@ def edit(
     text: Annotated[Optional[str], typer.Option(help="Text of the whole clip after the edit.")] = None,  # noqa: UP045
     class_: Annotated[Optional[str], typer.Option("--class", help="Class of what is painted.")] = None,  # noqa: UP045
     condition: ConditionOption = None,
+    negative: NegativeOption = None,
     unknown: UnknownOption = Unknown.error,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
@@ -98,6 +100,7 @@ def edit(
             start_s=from_,
             stop_s=to,
             seconds=seconds,
+            negative=negative,
             ar_steps=steps,
             guidance=guidance,
             temperature=temperature,

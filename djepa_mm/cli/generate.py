@@ -14,6 +14,8 @@ from djepa_mm.cli.options import (
     ConditionOption,
     DeviceOption,
     GuidanceOption,
+    NegativeOption,
+    OffsetOption,
     RecogniserOption,
     RunArgument,
     SeedOption,
@@ -25,6 +27,7 @@ from djepa_mm.cli.options import (
     asked,
     aspect_of,
     check_finite,
+    offset_of,
     progress_bar,
     read_prompts,
     run_of,
@@ -78,6 +81,8 @@ def generate(
         Optional[str],  # noqa: UP045
         typer.Option(metavar="WIDTH:HEIGHT", help="In place of --size: of about as many pixels as usual."),
     ] = None,
+    offset: OffsetOption = None,
+    negative: NegativeOption = None,
     first_frames: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(metavar="CLIP:K", help="Every item begins with the first K frames of this clip."),
@@ -143,6 +148,8 @@ def generate(
             seconds=seconds,
             size=size_of(size),
             aspect=aspect_of(aspect),
+            offset=offset_of(offset),
+            negative=negative,
             first_frames=_read_frames(model, "--first-frames", first_frames),
             last_frames=_read_frames(model, "--last-frames", last_frames),
             candidates=candidates,

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 MOST_PATHS = 20  # that a verb prints of what it wrote
 MOST_BYTES = 10_000_000  # of a file of prompts
-TEXTS = ("class", "text")  # keys of conditions whose values are texts as they are typed, whatever YAML makes of them
+# Keys of conditions whose values are texts as they are typed, whatever YAML makes of them
+TEXTS = ("class", "text", "negative")
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a packaged recipe.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one checkpoint in it.")]
@@ -63,6 +64,18 @@ KeptOption = Annotated[
 ConditionOption = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--condition", metavar="KEY=VALUE", help="What to generate, for any kind of condition. Repeatable."),
+]
+NegativeOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="A text that guidance leads away from, for models of captions."),
+]
+OffsetOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="SHARE|X,Y",
+        help="Move the picture in the model's field of view, in sides of the field: along its shorter side, or to the "
+        "right and down; for model.positions vope.",
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
@@ -142,6 +155,18 @@ def sides_of(value: str | None) -> tuple[int, int, int, int] | None:
             raise UserError(f"--extend {value}: expected pixels by the side, such as left=16,bottom=8")
         sides[side.strip()] = int(pixels)
     return (sides["left"], sides["top"], sides["right"], sides["bottom"])
+
+
+def offset_of(value: str | None) -> float | tuple[float, float] | None:
+    """SHARE, or down and to the right of X,Y."""
+    if value is None:
+        return None
+    try:
+        along, *rest = (float(one) for one in value.split(","))
+        (down,) = rest or (None,)
+    except ValueError:
+        raise UserError(f"--offset {value}: expected a share such as 0.2, or two (right, down): 0.2,-0.1") from None
+    return along if down is None else (down, along)
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from djepa_mm.core.averaging import update_average
 from djepa_mm.core.masking import Mask, MaskRatio, Order, draw_mask
 from djepa_mm.core.nn.blocks import Streams, Transformer, xavier_init
-from djepa_mm.core.nn.positions import LearnedPositions, RotaryPositions
+from djepa_mm.core.nn.positions import LearnedPositions, RotaryPositions, in_field
 from djepa_mm.core.types import Condition, ConditionEmbedder, ConditionTokens, Head, Noising, TokenBatch
 
 Projector = Literal["plain", "norm", "none"]  # of the prediction loss, see Networks
@@ -44,6 +44,7 @@ class Size:
 class Positions:
     """How tokens know their place: a learned table over `grid`, rotary angles on `axes`, or both.
 
+    field: g, where the angles are of places in a field of view, see `in_field`; None leaves places as they are.
     buffer: so many condition tokens at the head of γ's sequence have learned positions too; those of φ's are the
     buffer tokens themselves. before_head: one more table over `grid` is added to what γ gives. Both are MAR's.
     """
@@ -51,6 +52,7 @@ class Positions:
     grid: tuple[int, int, int] | None = None
     axes: tuple[str, ...] | None = None
     rotary_base: float = 10_000.0
+    field: float | None = None
     buffer: int = 0
     before_head: bool = False
 
@@ -103,7 +105,8 @@ class Stack(nn.Module):
         self.learned = LearnedPositions(positions.grid, size.width) if positions.grid else None
         self.rotary = None
         if positions.axes:
-            self.rotary = RotaryPositions(size.width // size.heads, positions.axes, positions.rotary_base)
+            exact = positions.field is not None  # its places lie close together
+            self.rotary = RotaryPositions(size.width // size.heads, positions.axes, positions.rotary_base, exact)
         self.transformer = Transformer(**dataclasses.asdict(size))
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -255,7 +258,7 @@ class DJEPA(nn.Module):
         projector: Projector = "plain",
     ) -> None:
         super().__init__()
-        self.token_dim = token_dim
+        self.token_dim, self.field = token_dim, positions.field
         self.online = Networks(
             token_dim=token_dim, size=size, positions=positions, embedder=embedder, head=head, projector=projector
         )
@@ -275,6 +278,13 @@ class DJEPA(nn.Module):
     def head(self) -> Head:
         """The averaged head, which samples."""
         return cast(Head, self.averaged.head)
+
+    def place(self, positions: Tensor, grids: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Places (B, N, 3) on the items' grids (B, 3) -> where they are to the networks, (B, N, 3). Whatever goes into
+        the networks has gone through here; masks and orders take the places as they were.
+
+        offsets: (B, 2), see `in_field`; without a field of view, there is none to move in."""
+        return positions if self.field is None else in_field(positions, grids, self.field, offsets)
 
     def forward(self, batch: TokenBatch, generator: torch.Generator) -> Losses:
         """Draw a mask, then L = w_d · L_d + w_p · L_p over the masked tokens (D-JEPA eq. 4–6)."""
@@ -330,9 +340,10 @@ class DJEPA(nn.Module):
         valid: Tensor,
         condition: Condition,
         *,
-        null: bool = False,
+        null: bool | Tensor = False,
     ) -> Tensor:
-        """z (B, N, D) by the averaged weights, given the known tokens; `null` puts the null condition in place.
+        """z (B, N, D) by the averaged weights, given the known tokens; `null` puts the null condition in place, of all
+        items or of some, (B,) bool.
 
         valid: the places that there are; with a horizon, those that are known or come next."""
         index = compact_index(valid)
@@ -343,7 +354,7 @@ class DJEPA(nn.Module):
             )
             full = short.new_zeros(*valid.shape, short.shape[-1])
             return full.scatter(1, index[..., None].expand_as(short), short)
-        dropped = torch.full((len(tokens),), null, device=tokens.device)
+        dropped = null if isinstance(null, Tensor) else torch.full((len(tokens),), null, device=tokens.device)
         context = self.averaged.encode(tokens, positions, known, condition, dropped)
         return self.averaged.predictor(context, positions, valid)
 

@@ -51,12 +51,17 @@ class Sampler:
         generators: Sequence[torch.Generator],
         tokens: Tensor | None = None,
         known: Tensor | None = None,
+        places: Tensor | None = None,
+        negative: tuple[Condition, Tensor] | None = None,
         progress: Callable[[int, int], Any] | None = None,
     ) -> Tensor:
         """Sample every valid token that is not known -> (B, N, C) fp32; padding is 0.
 
         positions (B, N, 3), valid (B, N) bool. generators: one a sample, on the CPU, so that a sample's result does
         not depend on the batch it is in. tokens (B, N, C) with known (B, N) bool: places that stay as they are.
+        places (B, N, 3): by which tokens are revealed, where the model's `place` has made their positions of them.
+        negative: conditions that guidance leads away from, and (B,) bool where it is the null condition instead; None
+        is the null condition for all.
         """
         device = positions.device
         if known is None or tokens is None:
@@ -64,7 +69,8 @@ class Sampler:
             tokens = torch.zeros(*valid.shape, model.token_dim, device=device)
         tokens, known = tokens.float() * known[..., None], known & valid
         free = (valid & ~known).cpu()
-        orders = self._orders(free, positions.cpu(), generators)
+        orders = self._orders(free, (positions if places is None else places).cpu(), generators)
+        away, null = negative or (condition, True)
         schedules = [[0, *reveal_schedule(len(o), self.ar_steps, self.schedule, self.leave_one)] for o in orders]
 
         for step in range(self.ar_steps):
@@ -72,17 +78,17 @@ class Sampler:
             counts = [len(r) for r in revealed]
             if any(counts):
                 rows = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(device)  # (M,)
-                places = torch.cat(revealed).to(device)  # (M,)
+                columns = torch.cat(revealed).to(device)  # (M,)
                 in_sequence = valid
                 if self.horizon is not None:
                     in_sequence = known.clone()
                     for n, (order, count) in enumerate(zip(orders, counts, strict=True)):
                         begin = schedules[n][step]
                         in_sequence[n, order[begin : begin + max(count, self.horizon)].to(device)] = True
-                z = model.features(tokens, positions, known, in_sequence, condition)[rows, places]
+                z = model.features(tokens, positions, known, in_sequence, condition)[rows, columns]
                 z_null, guidance = None, self._guidance(known, valid, torch.tensor(counts, device=device))[rows, None]
                 if self.guidance != 1:
-                    z_null = model.features(tokens, positions, known, in_sequence, condition, null=True)[rows, places]
+                    z_null = model.features(tokens, positions, known, in_sequence, away, null=null)[rows, columns]
                 new = model.head.sample(
                     z,
                     noise=partial(self._noise, generators, counts, model.token_dim, device),
@@ -90,8 +96,8 @@ class Sampler:
                     guidance=guidance,
                     temperature=self.temperature,
                 )
-                tokens[rows, places] = new.float()
-                known[rows, places] = True
+                tokens[rows, columns] = new.float()
+                known[rows, columns] = True
             if progress is not None:
                 progress(step + 1, self.ar_steps)
         return tokens

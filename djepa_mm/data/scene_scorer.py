@@ -44,6 +44,9 @@ class Found:
         return self.shape, self.colour
 
 
+NOTHING = Found(shape=None, colour=None, y=0.0, x=0.0, pixels=0.0)  # that could be told
+
+
 def judge(picture: Tensor, text: str) -> Judgement:
     """picture (3, H, W) in [-1, 1]. It fits when it has the objects that the caption names, and no others.
 
@@ -117,7 +120,7 @@ def find(picture: Tensor) -> list[Found]:
     names, sizes = np.unique(labels[labels > 0], return_counts=True)
     objects = names[sizes >= SPECK]
     if sizes[sizes < SPECK].sum() >= SPECK or len(objects) > MOST:
-        return [Found(shape=None, colour=None, y=0.0, x=0.0, pixels=0.0)] * (MOST + 1)
+        return [NOTHING] * (MOST + 1)
     pixels, vectors = rgb.permute(1, 2, 0).numpy(), chroma.permute(1, 2, 0).numpy()
     return [_object(labels, int(name), pixels, vectors) for name in objects]
 
@@ -153,13 +156,14 @@ def _object(labels: np.ndarray, name: int, pixels: np.ndarray, vectors: np.ndarr
     strength = np.linalg.norm(vectors, axis=-1) * own
     core = strength >= CORE * strength.max()
     direction = vectors[core].mean(axis=0)
-    share = vectors @ direction / (direction @ direction)  # that the object has of each pixel
+    share = vectors @ direction / max(float(direction @ direction), 1e-9)  # that the object has of each pixel
     near = functional.max_pool2d(
         torch.from_numpy(np.stack([own, (labels > 0) & ~own])).float(), 2 * FRINGE + 1, 1, FRINGE
     )
     fringe, others = near.numpy() > 0
     share = np.where((share > FAINT) & fringe & (own | ~others), share.clip(0, 1), 0)
-    area = float(share.sum())
+    if not (area := float(share.sum())):  # colours that cancel
+        return NOTHING
     y = float(share.sum(axis=1) @ np.arange(0.5, len(share))) / area
     x = float(share.sum(axis=0) @ np.arange(0.5, share.shape[1])) / area
     across = own.any(axis=0).all() or own.any(axis=1).all() or own.sum() > own.size / 2

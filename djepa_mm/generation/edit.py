@@ -99,9 +99,7 @@ def replace_span(
     kept = torch.ones(len(original), dtype=torch.bool)
     kept[start * per_token : start * per_token + blank_length] = False
     assert spec.num_tokens == len(tokens), f"{spec} for {len(tokens)} tokens"
-    return Edit(
-        job=Job(value=value, seed=request.seed, spec=spec, tokens=tokens, known=known), original=original, kept=kept
-    )
+    return Edit(job=pipeline.job(request, value, spec, tokens=tokens, known=known), original=original, kept=kept)
 
 
 def in_paint(
@@ -143,7 +141,7 @@ def in_paint(
     touched = functional.adaptive_max_pool3d(functional.pad(volume, (0, 0, 0, 0, short, 0)), spec.grid)
     known = touched.flatten() == 0
     tokens = tokenizer.encode(media[None])[0]
-    job = Job(value=value, seed=request.seed, spec=spec, tokens=tokens * known[:, None], known=known)
+    job = pipeline.job(request, value, spec, tokens=tokens * known[:, None], known=known)
     return Edit(job=job, original=media, kept=~mask)
 
 
@@ -248,9 +246,7 @@ def given_frames(
     known = torch.zeros(count, dtype=torch.bool)
     known[(places + short) // per_token] = True
     known = known.repeat_interleave(rows * columns)
-    job = Job(
-        value=value, seed=request.seed, spec=spec, tokens=tokenizer.encode(held[None])[0] * known[:, None], known=known
-    )
+    job = pipeline.job(request, value, spec, tokens=tokenizer.encode(held[None])[0] * known[:, None], known=known)
     return Edit(job=job, original=held, kept=kept[:, None, None].expand(frames, height, width))
 
 

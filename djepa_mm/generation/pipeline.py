@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -18,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from djepa_mm.core.djepa import DJEPA
 from djepa_mm.core.sampler import Sampler
 from djepa_mm.core.types import TokenBatch
-from djepa_mm.errors import UserError
+from djepa_mm.errors import Notice, UserError
 from djepa_mm.generation.request import Job, Request
 from djepa_mm.precision import cast_linears, fast_bf16
 from djepa_mm.ranks import ElsewhereError, current
@@ -39,6 +40,7 @@ class Pipeline:
     def __init__(self, recipe: Recipe, model: DJEPA, tokenizer: Tokenizer, condition: ConditionKind[Any]) -> None:
         self.recipe, self.model, self.tokenizer, self.condition = recipe, model, tokenizer, condition
         self.sampler = build_sampler(recipe)
+        condition.to(self.device)
 
     @classmethod
     def load(cls, run: Path, overrides: Overrides = (), device: torch.device | str = "cpu") -> Pipeline:
@@ -79,6 +81,7 @@ class Pipeline:
         count: int = 1,
         duration_s: float | None = None,
         size: tuple[int, int] | None = None,
+        offset: float | tuple[float, float] | None = None,
         seed: int = 0,
     ) -> list[Request]:
         """`count` requests for each condition; with none given, for each of those that are usual, such as all classes.
@@ -86,7 +89,13 @@ class Pipeline:
         Raises UserError where nothing is usual."""
         wanted = conditions or self.condition.usual_requests()
         return [
-            Request(condition=condition, duration_s=duration_s, size=size, seed=(seed, condition_number(condition), k))
+            Request(
+                condition=condition,
+                duration_s=duration_s,
+                size=size,
+                offset=offset,
+                seed=(seed, condition_number(condition), k),
+            )
             for condition in wanted
             for k in range(count)
         ]
@@ -104,16 +113,26 @@ class Pipeline:
         values = self.condition.split(request.condition)
         if len(values) == 1:
             (value,) = values
-            return [Job(value=value, spec=self._spec(request, value, request.duration_s), seed=request.seed)]
+            return [self.job(request, value, self._spec(request, value, request.duration_s))]
         durations: list[float | None] = [None] * len(values)
         if request.duration_s is not None:
             tokens = 1 + self.tokenizer.spec_for(Extent(num_tokens=1)).grid[0]  # one more than the shortest have
             least = tokens * self.tokenizer.span[0] / (self.tokenizer.media.per_second or 1.0)
             durations = [*share_out(request.duration_s, [self.condition.length(v) or 1.0 for v in values], least)]
         return [
-            Job(value=value, spec=self._spec(request, value, duration_s), seed=(*request.seed, n))
+            replace(self.job(request, value, self._spec(request, value, duration_s)), seed=(*request.seed, n))
             for n, (value, duration_s) in enumerate(zip(values, durations, strict=True))
         ]
+
+    def job(self, request: Request, value: Any, spec: MediaSpec, **given: Tensor) -> Job:
+        """What the sampler has to do for a request's value. given: its tokens, and which of them are known.
+
+        Raises UserError for what this model cannot do."""
+        if request.offset is not None and self.model.field is None:
+            kind = self.recipe.model.positions
+            raise UserError(f"--offset: this model has no field of view to move in: its model.positions is {kind}")
+        negative, offset = self.condition.negative(request.condition), request.moved(spec.grid)
+        return Job(value=value, spec=spec, seed=request.seed, negative=negative, offset=offset, **given)
 
     def _spec(self, request: Request, value: Any, duration_s: float | None) -> MediaSpec:
         """Size of the media to generate: of the given duration, else as long as the condition takes."""
@@ -193,7 +212,10 @@ class Pipeline:
 
         Processes that have joined share out the work, and all of them get all of it."""
         sampler = sampler or self.sampler
-        if sampler.guidance != 1 and self.recipe.condition.drop == 0:
+        away = [job.negative is not None for job in jobs]
+        if sampler.guidance == 1 and any(away):
+            warnings.warn("--negative: guidance 1 leads away from nothing, so it changes nothing", Notice, stacklevel=2)
+        if sampler.guidance != 1 and self.recipe.condition.drop == 0 and not all(away):
             raise UserError(
                 f"--guidance {sampler.guidance:g}: this model was trained with condition.drop 0, so it has no null "
                 "condition to be guided away from: use 1"
@@ -228,6 +250,15 @@ class Pipeline:
         """(B, N, C), padded."""
         device = self.device
         counts = [job.spec.num_tokens for job in jobs]
+        places = pad_sequence([job.spec.positions() for job in jobs], batch_first=True).to(device)
+        grids = torch.tensor([job.spec.grid for job in jobs], device=device)
+        offsets = torch.tensor([job.offset for job in jobs], device=device)
+        condition = self.condition.encode([job.value for job in jobs], counts).to(device)
+        negative = None
+        if sampler.guidance != 1 and any(job.negative is not None for job in jobs):
+            values = [job.value if job.negative is None else job.negative for job in jobs]
+            null = torch.tensor([job.negative is None for job in jobs], device=device)
+            negative = self.condition.encode(values, counts).to(device), null
         blank = torch.zeros(1, self.tokenizer.token_dim)
         tokens = [
             blank.expand(n, -1) if job.tokens is None else job.tokens for job, n in zip(jobs, counts, strict=True)
@@ -241,12 +272,14 @@ class Pipeline:
         with in_bf16, torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             return sampler(
                 self.model,
-                positions=pad_sequence([job.spec.positions() for job in jobs], batch_first=True).to(device),
+                positions=self.model.place(places, grids, offsets),
                 valid=(torch.arange(max(counts)) < torch.tensor(counts)[:, None]).to(device),
-                condition=self.condition.encode([job.value for job in jobs], counts).to(device),
+                condition=condition,
                 generators=[job.generator() for job in jobs],
                 tokens=pad_sequence(tokens, batch_first=True).to(device),
                 known=pad_sequence(known, batch_first=True).to(device),
+                places=places,
+                negative=negative,
                 progress=progress,
             )
 
@@ -256,7 +289,7 @@ class Pipeline:
         asked = self.condition.usual_requests()[0] if condition is None else condition
         batch = TokenBatch(
             tokens=tokens[None],
-            positions=spec.positions()[None],
+            positions=self.model.place(spec.positions()[None], torch.tensor([spec.grid])),
             valid=torch.ones(1, spec.num_tokens, dtype=torch.bool),
             condition=self.condition.encode([self.condition.parse(asked)], [spec.num_tokens]),
         )
@@ -265,8 +298,10 @@ class Pipeline:
 
 
 def condition_number(condition: Mapping[str, Any]) -> int:
-    """32 bits that tell one condition from another, wherever it stands among those that are asked for."""
-    said = json.dumps(condition, sort_keys=True, default=str)
+    """32 bits that tell one condition from another, wherever it stands among those that are asked for. What guidance
+    leads away from is not counted, so that one sees what it changes."""
+    counted = {key: value for key, value in condition.items() if key != "negative"}
+    said = json.dumps(counted, sort_keys=True, default=str)
     return int.from_bytes(hashlib.sha256(said.encode()).digest()[:4], "big")
 
 

@@ -22,11 +22,27 @@ class Request:
     condition: Mapping[str, Any] = field(default_factory=dict)  # by the keys of the model's kind of condition
     duration_s: float | None = None
     size: tuple[int, int] | None = None  # height and width in pixels
+    offset: float | tuple[float, float] | None = None
+    """How far the picture is moved in the model's field of view, in sides of the field: along its shorter side, or down
+    and to the right. It shows what lies there, so what is in the middle of the field moves the other way."""
     seed: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
         if min(self.seed) < 0:
             raise UserError(f"--seed {min(self.seed)}: expected 0 or more")
+        pair = isinstance(self.offset, tuple | list)
+        moved: Any = self.offset if pair else (self.offset or 0.0,)
+        if len(moved) != 1 + pair or not all(isinstance(one, int | float) and -1 <= one <= 1 for one in moved):
+            raise UserError(f"--offset {self.offset}: expected one number, or two, from -1 to 1")
+
+    def moved(self, grid: tuple[int, int, int]) -> tuple[float, float]:
+        """The offset down and to the right, of an item of so many tokens on (t, h, w)."""
+        if isinstance(self.offset, tuple | list):
+            down, right = self.offset
+            return down, right
+        _, height, width = grid
+        offset = self.offset or 0.0
+        return (0.0, offset) if width <= height else (offset, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +52,8 @@ class Job:
     value: Any  # as the kind of condition keeps it
     spec: MediaSpec
     seed: tuple[int, ...]
+    negative: Any = None  # likewise, of what guidance leads away from; None is the null condition
+    offset: tuple[float, float] = (0.0, 0.0)  # down and to the right, in sides of the field of view
     tokens: Tensor | None = None  # (N, C)
     known: Tensor | None = None  # (N,) bool, which of them are given
 

@@ -34,6 +34,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, condition: ConditionKind[A
         grid=tokenizer.spec_for().grid if model.fixed_grid else None,
         axes=None if model.positions == "learned" else model.axes,
         rotary_base=model.rotary_base,
+        field=model.field,
         buffer=recipe.condition.buffer_tokens if model.buffer_positions else 0,
         before_head=model.head_positions,
     )

@@ -33,8 +33,11 @@ class ModelConfig(Config):
     """In attention, projections and MLPs."""
     streams: Literal["one", "two"] = "one"
     """One set of weights for the whole sequence, or one for the condition and one for the media (for texts)."""
-    positions: Literal["learned", "rotary", "both"] = "learned"
-    """A learned table over the tokenizer's fixed grid, rotary angles, or both of them."""
+    positions: Literal["learned", "rotary", "vope", "both"] = "learned"
+    """A learned table over the tokenizer's fixed grid, rotary angles, or both of them; vope: rotary angles of places in
+    a field of view, in which pictures of any size and aspect lie centred and as large as it is (D-JEPA-T2I)."""
+    field: PositiveFloat | None = None
+    """Side of vope's field of view, in tokens: pictures whose longer side has as many have rotary's own angles."""
     axes: Annotated[tuple[Literal["t", "h", "w"], ...], Field(min_length=1)] = ("t", "h", "w")
     """Axes that rotary positions turn on."""
     rotary_base: Annotated[float, Field(gt=1)] = 10_000.0
@@ -60,6 +63,9 @@ class ModelConfig(Config):
                 f"rotary positions on {len(self.axes)} axes need heads of a width from {2 * len(self.axes)} on, not "
                 f"{width // heads}: change model.width, model.heads or model.axes"
             )
+        if (self.positions == "vope") != (self.field is not None):
+            advice = "leave it out" if self.field is not None else "give the tokens of the longest side"
+            raise ValueError(f"model.field belongs to model.positions vope, and they are {self.positions}: {advice}")
         if self.head_positions and not self.fixed_grid:
             raise ValueError(
                 "model.head_positions is a table over a fixed grid: set model.positions to learned or both"
@@ -72,7 +78,7 @@ class ModelConfig(Config):
     @property
     def fixed_grid(self) -> bool:
         """Whether all media must have one grid of tokens."""
-        return self.positions != "rotary"
+        return self.positions in ("learned", "both")
 
 
 class FlowConfig(Config):
@@ -289,7 +295,8 @@ class Recipe(Config):
         kind, along = self.condition.kind, self.condition.along
         if along and self.model.fixed_grid:
             raise ValueError(f"a condition of the kind {kind} has no fixed grid: set model.positions to rotary")
-        if missing := [axis for axis in along if axis not in self.model.axes]:
+        needed = () if self.model.positions == "learned" else (*along, *self.condition.own_axes)
+        if missing := [axis for axis in needed if axis not in self.model.axes]:
             raise ValueError(f"a condition of the kind {kind} lies on the axis {missing[0]}: add it to model.axes")
         if self.sample.guidance != 1 and self.condition.drop == 0:
             raise ValueError(

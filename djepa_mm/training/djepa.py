@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from djepa_mm.core.djepa import Losses
+from djepa_mm.core.types import TokenBatch
 from djepa_mm.data.batches import Portion, Share
 from djepa_mm.data.check import check_media
 from djepa_mm.data.corpus import Cursor
@@ -41,12 +43,12 @@ from djepa_mm.weights import TOKENIZER, checkpoints, find_checkpoint, read_tenso
 MEANING: dict[str, tuple[str, ...] | None] = {
     "tokenizer": None,
     "condition": None,
-    "model": ("heads", "positions", "axes", "rotary_base", "streams"),
+    "model": ("heads", "positions", "axes", "rotary_base", "field", "streams"),
     "head": ("kind", "predicts", "time_scale"),
 }
 FREE = {
     "tokenizer": TOKENS_FREE - {"sha256"},
-    "condition": {"drop", "sentences", "classes"},
+    "condition": {"drop", "sentences", "classes", "encoder.model", "encoder.width", "encoder.precision"},
 }
 FLOPS_PER_TOKEN: dict[tuple[Hashable, ...], float] = {}  # to train, by all that decides of them
 
@@ -144,7 +146,7 @@ class DJEPATask:
                         else:
                             rows = whole.rows(part)
                             own = draws if rows is None else draws.of(rows, part.batch.valid.shape[1])
-                            found = self.model.losses(part.batch, own, among=among, online=self.wrapped)
+                            found = self.model.losses(self._placed(part), own, among=among, online=self.wrapped)
                     sums.add_(torch.stack([found.generation, found.prediction]).detach())
                     yield found.total * self.ranks.world  # over the processes, gradients are averaged
 
@@ -153,6 +155,11 @@ class DJEPATask:
         terms = {"generation": sums[0], "prediction": sums[1], "gradient_norm": norm}
         flops = whole.items * self._flops(round(whole.tokens / whole.items))
         return Learned(terms=terms, items=whole.items, tokens=whole.tokens, flops=flops)
+
+    def _placed(self, part: Portion) -> TokenBatch:
+        """A part of a batch as the networks take it."""
+        grids = torch.tensor(part.grids, device=self.device)
+        return replace(part.batch, positions=self.model.place(part.batch.positions, grids))
 
     def _flops(self, num_tokens: int) -> float:
         """To train on an item of so many tokens, about. Counting takes as long as a step of a small model: it is done
@@ -255,7 +262,9 @@ def check_meaning(checkpoint: Path, recipe: Recipe, option: str) -> None:
 
 
 def _meaning(section: Any, keys: tuple[str, ...] | None, free: set[str]) -> dict[str, Any]:
-    values = section.model_dump()
+    values = {}
+    for key, value in section.model_dump().items():
+        values |= {f"{key}.{name}": one for name, one in value.items()} if key == "encoder" else {key: value}
     if "preset" in values:
         values |= {name: section.size(name) for name in ("width", "depth", "heads")}
     return {key: value for key, value in values.items() if (key in keys if keys is not None else key not in free)}

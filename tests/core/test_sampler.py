@@ -161,3 +161,22 @@ def test_progress_is_told(picture_model: Build, picture_batch: TokenBatch) -> No
         progress=lambda done, total: told.append((done, total)),
     )
     assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_guidance_leads_away_from_a_negative_condition(picture_model: Build, picture_batch: TokenBatch) -> None:
+    """From another item's, or of a part of a batch; the others keep the null condition."""
+    model, c = picture_model(), picture_batch.condition
+    sampler = Sampler(ar_steps=3, guidance=2.5)
+
+    def sample(rows: list[int], negative: tuple[Condition, torch.Tensor] | None) -> torch.Tensor:
+        seeds = generators(*range(len(rows)))
+        return sampler(model, **pick(picture_batch, rows), generators=seeds, negative=negative)  # type: ignore[arg-type]
+
+    plain = sample([0, 1, 2], None)
+    others = Condition(values=c.values[[1, 0, 2]], valid=c.valid[:3], positions=c.positions[:3])
+    mixed = sample([0, 1, 2], (others, torch.tensor([False, True, False])))
+    torch.testing.assert_close(mixed[1], plain[1])
+    assert not torch.allclose(mixed[0], plain[0])
+    unguided = Sampler(ar_steps=3)(model, **pick(picture_batch, [2]), generators=generators(2))  # type: ignore[arg-type]
+    same = sample([0, 1, 2], (others, torch.tensor([True, True, False])))[2]
+    torch.testing.assert_close(same, unguided[0], atol=1e-4, rtol=1e-4)  # away from itself is nowhere

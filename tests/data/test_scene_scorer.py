@@ -84,6 +84,10 @@ def test_rubbish_fits_nothing() -> None:
         lambda: torch.tensor([0.8, -0.8, -0.7])[:, None, None] * (torch.arange(32) < 12),
         lambda: coarse(8),
         lambda: coarse(4),
+        lambda: (
+            torch.tensor([0.0, 0.0, 0.5])[:, None, None]
+            * (torch.arange(32)[:, None] + torch.arange(32)).remainder(3).sub(1)
+        ),
         lambda: blurred(blurred(6 * torch.randn(3, 32, 32))),
         lambda: torch.full((3, 32, 32), float("nan")),
     ):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import DIGITS, untrained
 from PIL import Image
 
 from djepa_mm.conditions.text import SLACK
 from djepa_mm.conditions.vocabulary import Vocabulary
+from djepa_mm.core.sampler import Sampler
 from djepa_mm.errors import Notice
 from djepa_mm.generation.files import Generated, write_results
 from djepa_mm.generation.pipeline import Pipeline, share_out
@@ -155,3 +158,41 @@ def test_clips_and_sounds_are_played_and_still_pictures_shown_once(
         shown = paths[-1].read_text()
         assert shown.count(player) == 1
         assert shown.count("<img") == 1
+
+
+def test_orders_take_places_as_they_are_and_the_model_those_in_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames one after the other, and all frames of a place together, whatever the density of the positions."""
+    tokenizer = "{kind: clip-patches, patch: [2, 4, 4], frames: 8, size: [16, 8], frame_rate: 10}"
+    kind = ("model.positions=vope", "model.field=1", "model.width=48", f"tokenizer={tokenizer}")
+    filmer = untrained("digits", *kind, condition=DIGITS)
+    request, seen = Request(condition={"class": 3}, offset=0.5), []
+    features = filmer.model.features
+
+    def watched(tokens: torch.Tensor, positions: torch.Tensor, known: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        seen.append((positions[0], known[0].clone()))
+        return features(tokens, positions, known, *rest, **options)
+
+    monkeypatch.setattr(filmer.model, "features", watched)
+    for order, whole in (("frames", (4, 8)), ("tubes", (8, 4))):
+        seen.clear()
+        sampler = Sampler(ar_steps=whole[0], order=order, schedule="linear")  # type: ignore[arg-type]
+        filmer([request], sampler=sampler)
+        assert len(seen) == whole[0]
+        for step, (positions, known) in enumerate(seen):
+            assert positions.view(4, 4, 2, 3)[2, 1, 1].tolist() == [2.0, 0.25, 0.25 + 0.25 + 0.5]
+            shape = known.view(4, 8) if order == "frames" else known.view(4, 8).T
+            assert shape.all(1).sum() == step
+            assert shape.any(1).sum() == step
+
+
+@pytest.mark.parametrize("offset", [1.5, float("nan"), (0.1, 0.2, 0.3), (0.5, "a"), "left"])
+def test_offsets_that_are_none_are_one_line(offset: Any) -> None:
+    with pytest.raises(UserError, match=r"^--offset [^\n]*: expected one number, or two, from -1 to 1$"):
+        Request(offset=offset)
+
+
+def test_an_offset_is_along_the_shorter_side_or_down_and_to_the_right() -> None:
+    assert Request(offset=0.25).moved((1, 4, 4)) == Request(offset=0.25).moved((1, 4, 2)) == (0.0, 0.25)
+    assert Request(offset=0.25).moved((1, 2, 4)) == (0.25, 0.0)
+    assert Request(offset=(0.5, -0.25)).moved((1, 2, 4)) == (0.5, -0.25)
+    assert Request().moved((1, 2, 4)) == (0.0, 0.0)

@@ -74,6 +74,7 @@ def test_names_and_repository_paths_find_the_packaged_recipe(tmp_path: Path, mon
         ("imagenet256-b", 85_056_000, 35_749_920, 212_410_656),
         ("imagenet256-l", 302_312_448, 72_230_432, 687_946_272),
         ("imagenet256-h", 629_683_200, 151_206_944, 1_427_386_144),
+        ("t2i-256", 2 * 629_683_200, 151_329_856, 2_691_887_936),  # D-JEPA-T2I's 2.6 B, without T5 and VAE
     ],
 )
 def test_sizes_are_the_papers(name: str, encoder: int, mlp: int, total: int) -> None:

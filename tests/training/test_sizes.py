@@ -35,9 +35,12 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def test_pictures_of_three_sizes_train_by_one_recipe_and_each_is_generated(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("positions", [{}, {"model.positions": "vope", "model.field": 6.0}])
+def test_pictures_of_three_sizes_train_by_one_recipe_and_each_is_generated(
+    positions: dict[str, object], pictures: Path, tmp_path: Path
+) -> None:
     data = {"source": "image-folder", "root": str(pictures), "size": None, "multiple_of": [4, 4]}
-    recipe = djepa_mm.load_recipe("digits", {"data": data, **SMALL})
+    recipe = djepa_mm.load_recipe("digits", {"data": data, **SMALL, **positions})
     outcome = djepa_mm.train(recipe, tmp_path / "run", progress=False)
     assert outcome.step == 3
     model = djepa_mm.load(outcome.run)
@@ -52,6 +55,13 @@ def test_pictures_of_three_sizes_train_by_one_recipe_and_each_is_generated(pictu
     assert torch.equal(edited.media[..., ~mask], picture.media[..., ~mask])
     with pytest.raises(UserError, match="multiple"):
         model.generate(class_="class0", size=(9, 8))
+    if positions:
+        still, again, moved = (model.generate(class_="class0", offset=o)[0].media for o in (None, 0.0, (0.1, 0.5)))
+        assert torch.equal(still, again)
+        assert not torch.equal(still, moved)
+        return
+    with pytest.raises(UserError, match=r"--offset: this model has no field of view .* model\.positions is rotary"):
+        model.generate(class_="class0", offset=0.1)
     with pytest.raises(UserError, match=r"model\.positions is learned"):
         djepa_mm.train(
             djepa_mm.load_recipe("digits", {"data": data, **SMALL, "model.positions": "learned"}), tmp_path / "learned"
