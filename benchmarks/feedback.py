@@ -17,7 +17,6 @@ import tempfile
 import time
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from scipy import stats
 
 from djepa_mm.data.corpus import Cursor
 from djepa_mm.data.feedback import Feedback, measures, merged
+from djepa_mm.data.sizes import SizesConfig, drawn_size
 from djepa_mm.data.sources.shards import Shards, ShardsConfig
 from djepa_mm.data.statistics import size_shares
 from djepa_mm.data.streams import Place, Reader, StreamCorpus
@@ -166,34 +166,26 @@ def kills(folder: Path) -> None:
 # --- sizes
 
 
-class Normal(NamedTuple):
-    """Of sides in pixels."""
-
-    mean: float
-    std: float
-    low: float
-    high: float
-    steps: int | None = None
-
-
 def sizes(count: int = 100_000) -> None:
-    """The paper's two phases, drawn and made multiples of 16 at four aspects, as they are counted."""
+    """The paper's two phases, of pictures that are large enough, at four aspects and in multiples of 16."""
     rng = np.random.default_rng(0)
-    for one in (Normal(512, 120, 256, 1024), Normal(1024, 1000, 256, 4096)):
-        low, high = ((edge - one.mean) / one.std for edge in (one.low, one.high))
-        wanted = stats.truncnorm(low, high, one.mean, one.std)
-        sides, aspects = wanted.rvs(count, random_state=rng), rng.choice([0.5, 0.75, 1.0, 1.78], count)
-        shapes = np.stack([sides / aspects**0.5, sides * aspects**0.5], 1)
-        shapes = np.maximum(16, (shapes / 16).round() * 16).astype(int)
-        exact = stats.kstest(np.sqrt(shapes.prod(1)), wanted.cdf)
+    for mean, std, low, high in ((512, 120, 256, 1024), (1024, 1000, 256, 4096)):
+        one = SizesConfig(mean=mean, std=std, low=low, high=high)
+        begin, end = ((edge - mean) / std for edge in (low, high))
+        aspects = rng.choice([0.5, 0.75, 1.0, 1.78], count).tolist()
+        shapes = [
+            drawn_size(one, (round(16_384 / aspect**0.5), round(16_384 * aspect**0.5)), (16, 16), 1.0, chance)
+            for aspect, chance in zip(aspects, rng.random(count).tolist(), strict=True)
+        ]
+        exact = stats.kstest(np.sqrt(np.prod(shapes, 1)), stats.truncnorm(begin, end, mean, std).cdf)
         feedback = Feedback(FeedbackConfig())
-        for shape in shapes.tolist():
-            feedback.observe(measures((3, *shape)), taken=True)
+        for height, width in shapes:
+            feedback.observe(measures((3, height, width)), taken=True)
         expected = size_shares([one], 1)
         far = max(abs(feedback.sampled.get(name, 0) / count - share) for name, share in expected.items())
         print(
-            f"sizes of mean {one.mean:g}, deviation {one.std:g}: Kolmogorov-Smirnov {exact.statistic:.4f} from what is "
-            f"wanted; {len(expected)} classes, at most {far:.4f} from their shares"
+            f"sizes of mean {mean}, deviation {std}: Kolmogorov-Smirnov {exact.statistic:.4f} from what is wanted; "
+            f"{len(expected)} classes, at most {far:.4f} from their shares"
         )
 
 

@@ -8,25 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from rich.table import Table
 
 from djepa_mm.data.feedback import SIZES_AN_OCTAVE, Feedback, kind_of, merged, side_of
+from djepa_mm.data.sizes import SizesConfig
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.types import UserError
 from djepa_mm.weights import find_checkpoint, read_state
-
-
-@runtime_checkable
-class TruncatedNormal(Protocol):
-    """Of sides in pixels, for some steps or for good."""
-
-    mean: float
-    std: float
-    low: float
-    high: float
-    steps: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +70,7 @@ def statistics(run: Path) -> list[Row]:
 def size_shares(phases: Sequence[Any], steps: int) -> dict[str, float]:
     """How often each class of sizes is wanted, by the distributions that were drawn from in so many steps."""
     shares: dict[str, float] = defaultdict(float)
-    for one, part in _parts([one for one in phases if isinstance(one, TruncatedNormal)], steps):
+    for one, part in _parts([one for one in phases if isinstance(one, SizesConfig)], steps):
         normal = NormalDist(one.mean, one.std)
         begin, whole = normal.cdf(one.low), normal.cdf(one.high) - normal.cdf(one.low)
         first, last = (round(math.log2(side) * SIZES_AN_OCTAVE) for side in (one.low, one.high))
@@ -91,7 +81,7 @@ def size_shares(phases: Sequence[Any], steps: int) -> dict[str, float]:
     return dict(shares)
 
 
-def _parts(phases: Sequence[TruncatedNormal], steps: int) -> Iterator[tuple[TruncatedNormal, float]]:
+def _parts(phases: Sequence[SizesConfig], steps: int) -> Iterator[tuple[SizesConfig, float]]:
     """Each distribution, with its share of the steps."""
     left = steps
     for one in phases:
