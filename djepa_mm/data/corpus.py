@@ -56,7 +56,7 @@ def merge(cursors: Sequence[Cursor]) -> Cursor:
         return tuple(next((one for one in told if one is not None), None) for told in zip(*of_each, strict=True))
 
     places, counted = known(cursor.readers for cursor in cursors), known(cursor.feedback for cursor in cursors)
-    return Cursor(min(cursor.epoch for cursor in cursors), first.batch, places, counted)
+    return Cursor(min(cursor.epoch for cursor in cursors), first.batch, places, feedback=counted)
 
 
 class Corpus:

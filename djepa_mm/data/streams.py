@@ -267,7 +267,7 @@ class StreamCorpus:
                 raise UserError(f"no item of the corpus can be read: {self.batcher.example}")
             every = range(self.source.readers)
             feedback = () if self.feedback is None else tuple(counted.get(n) for n in every)
-            yield portions, Cursor(epoch, batch, tuple(known.get(n) for n in every), feedback)
+            yield portions, Cursor(epoch, batch, tuple(known.get(n) for n in every), feedback=feedback)
 
     def _counted(self, start: Cursor, own: Sequence[int]) -> dict[int, State | None]:
         """What each of these readers has counted; nothing yet where the run was not steered."""
