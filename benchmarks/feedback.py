@@ -30,7 +30,7 @@ from djepa_mm.data.statistics import size_shares
 from djepa_mm.data.streams import Place, Reader, StreamCorpus
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.recipe.schema import BatchConfig, FeedbackConfig
-from djepa_mm.types import Item, Sample
+from djepa_mm.types import Entry, Item, Sample
 
 SHARDS, ITEMS, READERS, BATCH = 10, 10_000, 8, 256  # shards that are written; the rest are links to them
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
@@ -103,15 +103,29 @@ def through(folder: Path, count: int) -> None:
         f"{count:,} captions, {taken:,} of them taken: {count / seconds:,.0f} a second, {count / cpu:,.0f} a second of "
         f"work; memory {memory[0]:.0f} to {memory[-1]:.0f} MB, {max(memory):.0f} at most"
     )
-    print("| attribute | wanted | before | after |\n|---|---|---|---|")
+
+
+def steered(count: int = 200_000) -> None:
+    """What thinning does to what captions say, the captions alone."""
+    texts = captions(count, seed=0)
+    found = {visits: Feedback(WANTED.model_copy(update={"visits": visits})) for visits in (2, 4, 10)}
+    taken = dict.fromkeys(found, 0)
+    for visits, feedback in found.items():
+        for number, text in enumerate(texts):
+            attributes = feedback.attributes(Entry(name=str(number), text=text))
+            accepted = feedback.accepts(attributes, str(number), 0)
+            feedback.observe(attributes, taken=accepted)
+            taken[visits] += accepted
+    print("| attribute | wanted | before | " + " | ".join(f"visits {visits}" for visits in found) + " |")
+    print("|---|" + "---|" * (2 + len(found)))
     for kind, names in (("colours", COLOURS), ("shapes", SHAPES)):
-        wanted = feedback.shares(kind)
+        rows = [found[2].offered, *(feedback.sampled for feedback in found.values())]
+        totals = [sum(n for name, n in counts.items() if name.startswith(kind)) for counts in rows]
         for name in (f"{kind}/{one}" for one in names):
-            before, after = (
-                counts[name] / sum(n for other, n in counts.items() if other.startswith(kind))
-                for counts in (feedback.offered, feedback.sampled)
-            )
-            print(f"| {name} | {wanted[name]:.3f} | {before:.3f} | {after:.3f} |")
+            shares = [counts[name] / total for counts, total in zip(rows, totals, strict=True)]
+            cells = " | ".join(f"{share:.3f}" for share in (found[2].shares(kind)[name], *shares))
+            print(f"| {name} | {cells} |")
+    print("| items taken | | 1.000 | " + " | ".join(f"{n / count:.3f}" for n in taken.values()) + " |")
 
 
 # --- kills
@@ -195,6 +209,7 @@ if __name__ == "__main__":
     else:
         asked = int(sys.argv[1]) if sys.argv[1:] else 10_000_000
         sizes()
+        steered()
         with tempfile.TemporaryDirectory() as place:
             shards = Path(place) / "shards"
             shards.mkdir()

@@ -284,7 +284,8 @@ class Corpus:
         """Batches without end from a place on, each with the place that follows it: the parts of this process, None
         for one of which no item could be read."""
         epoch, skip, before = start.epoch, start.batch, start.before
-        began, added = start.feedback if len(start.feedback) == 2 and not start.readers else ({}, {})
+        known = len(start.feedback) == 2 and not start.readers  # where the run was steered, by index too
+        began, added = (one or {} for one in (start.feedback if known else ({}, {})))
         while True:
             source = self._source_at(before)
             counts = self._counts(source, epoch)

@@ -1,6 +1,6 @@
 """Data feedback (D-JEPA-T2I, section 2.3): statistics of what is really sampled steer what is sampled next.
 
-An item with an attribute that is over its frequency is thinned: it is taken at one in so many visits. Which one, its
+An item whose attributes are over their frequencies is thinned: it is taken at one in so many visits. Which one, its
 name says and nothing else, so that no item has to be remembered, and none is left out twice running of two visits.
 What each reader of a corpus has counted goes with its place in the data, so that batches depend on the recipe alone.
 """
@@ -54,7 +54,12 @@ class Feedback:
 
     def state(self) -> dict[str, dict[str, float]]:
         """Ready for JSON."""
-        parts = {"offered": self.offered, "sampled": self.sampled, "recent": self.recent, "factors": self.factors}
+        parts: dict[str, Mapping[str, float]] = {
+            "offered": self.offered,
+            "sampled": self.sampled,
+            "recent": self.recent,
+            "factors": self.factors,
+        }
         return {name: dict(part) for name, part in parts.items()}
 
     # --- items
@@ -68,7 +73,7 @@ class Feedback:
 
     def accepts(self, attributes: Iterable[str], name: str, epoch: int) -> bool:
         """Whether an item of that name is to be taken at its visit of that epoch."""
-        return not any(map(self._is_over, attributes)) or self._is_due(name, epoch)
+        return not self._is_over(attributes) or self._is_due(name, epoch)
 
     def observe(self, attributes: Iterable[str], *, taken: bool) -> None:
         for name in attributes:
@@ -84,12 +89,17 @@ class Feedback:
                     self.recent[name] = self.recent.get(name, 0) + 1
                     self._totals[steered] += 1
 
-    def _is_over(self, name: str) -> bool:
-        if (kind := self._kinds.get(name)) is None:
-            return False
-        if (shares := self._shares.get(kind)) is None:
-            shares = self._shares[kind] = self.shares(kind)
-        return self.recent.get(name, 0) > shares[name] * self._totals[kind]
+    def _is_over(self, attributes: Iterable[str]) -> bool:
+        """Whether what is steered of an item, taken together, has been sampled more often than is wanted: the shares
+        multiplied. If one such attribute were enough, rare ones would go with the frequent ones beside them."""
+        sampled = wanted = 1.0
+        for name in attributes:
+            if (kind := self._kinds.get(name)) is not None:
+                if (shares := self._shares.get(kind)) is None:
+                    shares = self._shares[kind] = self.shares(kind)
+                sampled *= self.recent.get(name, 0) / (self._totals[kind] or 1)
+                wanted *= shares[name]
+        return sampled > wanted
 
     def _is_due(self, name: str, epoch: int) -> bool:
         """At one of `visits` epochs that follow each other, wherever they begin; for one item in so many it is this."""

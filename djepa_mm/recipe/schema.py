@@ -217,7 +217,7 @@ class FeedbackConfig(Config):
     words: dict[str, Annotated[tuple[str, ...], Field(strict=False)]] = Field(default={})
     """More names by class, each with its other forms: animals: [cat=cats=kitten, dog=dogs]."""
     visits: Annotated[int, Field(ge=2, le=100)] = 2
-    """An item with an attribute over its frequency is taken at one in so many epochs: 2 drops half of them."""
+    """An item whose attributes are over their frequencies is taken at one in so many epochs: 2 drops half of them."""
     judged: NonNegativeInt = 0
     """Items that are generated and judged before each checkpoint, of a corpus that can tell whether they fit."""
     step: NonNegativeFloat = 1.0

@@ -93,6 +93,25 @@ def test_what_is_over_its_frequency_is_taken_at_every_second_visit() -> None:
     assert set(seen) == {1}
 
 
+def test_a_rare_word_keeps_a_frequent_one() -> None:
+    feedback = Feedback(FeedbackConfig(wanted={"colours": "uniform", "shapes": "uniform"}))
+    for colour, shape, count in (
+        ("red", "circle", 60),
+        ("pink", "circle", 2),
+        ("red", "ring", 20),
+        ("blue", "ring", 20),
+    ):
+        for _ in range(count):
+            feedback.observe([f"colours/{colour}", f"shapes/{shape}"], taken=True)
+    names = [f"shard/{n}" for n in range(20)]
+
+    def taken(*attributes: str) -> int:
+        return sum(feedback.accepts(attributes, name, 0) for name in names)
+
+    assert taken("colours/pink", "shapes/circle") == taken("shapes/ring") == 20
+    assert 0 < taken("colours/red", "shapes/circle") == taken("shapes/circle", "textures/wooden") < 20
+
+
 def test_frequencies_of_a_class() -> None:
     table = Feedback(FeedbackConfig(wanted={"colours": {"red": 0.5, "pink": 0.1}}))
     for name in ("red", "blue", "green"):
