@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -25,6 +26,8 @@ from djepa_mm.cli.info import info
 from djepa_mm.cli.tokens import tokens
 from djepa_mm.cli.train import train
 from djepa_mm.errors import Notice, UserError
+
+PATIENCE_S = 10  # of torchrun's other processes, until they speak for themselves
 
 
 def _print_version(wanted: bool) -> None:
@@ -72,8 +75,9 @@ def main() -> None:
         with _together():
             app(args=[_expanded(word) for word in sys.argv[1:]])
     except UserError as error:
-        if first:
-            sys.stderr.write(f"djepa-mm: {error}\n")
+        if not first:  # all have found the same, mostly: the first one says it, and torchrun ends this one meanwhile
+            time.sleep(PATIENCE_S)
+        sys.stderr.write(f"djepa-mm: {error}\n")
         sys.exit(2)
     except BrokenPipeError:  # whoever read what was printed is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -29,5 +30,7 @@ def train(
     if outcome.finished:
         typer.echo(f"generate from it: djepa-mm generate {outcome.run}")
     else:
-        typer.echo(f"go on with it: djepa-mm train {recipe} --out {outcome.run} --resume")
+        settings = [word for one in set_ or [] for word in ("--set", one)]
+        command = ["djepa-mm", "train", recipe, "--out", str(outcome.run), *settings, "--resume"]
+        typer.echo(f"go on with it: {shlex.join(command)}")
         raise typer.Exit(130)

@@ -162,9 +162,10 @@ class CaptionEmbedder(nn.Module):
         nn.init.trunc_normal_(self.null, std=0.02)
         self.whole = nn.Sequential()
         if pool is not None:
-            self.whole.extend([nn.LayerNorm(width, eps=1e-6), nn.Linear(width, width)])
-            nn.init.normal_(self.whole[1].weight, std=0.02 * width**-0.5)  # at first as large as the buffer tokens
-            nn.init.zeros_(self.whole[1].bias)
+            linear = nn.Linear(width, width)
+            nn.init.normal_(linear.weight, std=0.02 * width**-0.5)  # at first as large as the buffer tokens
+            nn.init.zeros_(linear.bias)
+            self.whole.extend([nn.LayerNorm(width, eps=1e-6), linear])
 
     def forward(self, condition: Condition, dropped: Tensor) -> ConditionTokens:
         values, valid = condition.values, condition.valid

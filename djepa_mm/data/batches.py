@@ -43,6 +43,7 @@ class Share:
 
 
 ALL = Share()
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # end a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +219,9 @@ def tokenizer_draws(tokenizer: object) -> TypeGuard[DrawnTokens]:
 
 @contextmanager
 def deaf_to_interrupts(processes: int) -> Iterator[None]:
-    """So many processes, which start in here, never hear Ctrl-C: it is for the one that trains, which hears it
-    afterwards, saves, and then ends its readers. Those that are not forked take seconds to start, and would die of it.
-    """
+    """So many processes, which start in here, never hear what ends a run, and reaches all of its processes, such as
+    Ctrl-C and what torchrun passes on: it is for the one that trains, which hears it afterwards, saves, and then ends
+    its readers. Those that are not forked take seconds to start, and would die of it."""
     if not processes or not hasattr(signal, "pthread_sigmask"):  # as on Windows
         yield
         return
@@ -228,7 +229,7 @@ def deaf_to_interrupts(processes: int) -> Iterator[None]:
         from multiprocessing import resource_tracker
 
         resource_tracker.ensure_running()  # else it starts in here, and lifts the mask
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
@@ -237,4 +238,5 @@ def deaf_to_interrupts(processes: int) -> Iterator[None]:
 
 def leave_interrupts(_: int) -> None:
     """The same for a process that has started, where the system knows no such mask."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

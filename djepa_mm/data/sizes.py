@@ -49,8 +49,7 @@ class SizesConfig(Config):
 
 
 def _phases(sizes: Sequence[SizesConfig] | None) -> Sequence[SizesConfig] | None:
-    *first, last = sizes or (None,)
-    if sizes and (last.steps is not None or any(one.steps is None for one in first)):
+    if sizes and (sizes[-1].steps is not None or any(one.steps is None for one in sizes[:-1])):
         raise ValueError("all but the last need steps, and the last has none")
     return sizes
 

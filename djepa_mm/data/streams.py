@@ -227,6 +227,7 @@ class StreamCorpus:
                     spec, value = self.tokenizer.spec_of(tuple(item.media.shape)), self.condition.read(item.entry)
                 except (BrokenItem, UserError) as error:
                     self.broken[taken.sample.name] = str(error)
+                    self._check_share()
                 else:
                     yield Seen(entry=item.entry, value=value, spec=spec, media=item.media)
 
@@ -269,7 +270,7 @@ class StreamCorpus:
                 portions.append(self._portion(reads))
             batch, barren = batch + 1, barren and not any(portions)
             epoch = min(place.epoch for place in known.values())
-            if barren and epoch > min(place.epoch for place in places.values()) + 1:
+            if barren and share.world == 1 and epoch > min(place.epoch for place in places.values()) + 1:
                 raise UserError(f"no item of the corpus can be read: {self.batcher.example}")
             every = range(self.source.readers)
             feedback = () if self.feedback is None else tuple(counted.get(n) for n in every)

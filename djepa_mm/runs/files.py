@@ -27,18 +27,18 @@ def written_to(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL and not _within(error.filename, path):
             raise
-        raise _cannot(error.filename or path, (error.strerror or str(error)).lower()) from error
+        raise _cannot(os.fsdecode(error.filename or path), (error.strerror or str(error)).lower()) from error
 
 
 def _cannot(where: Path | str, reason: str) -> UserError:
     return UserError(f"{where}: cannot be written ({reason}); make room there, or choose another place")
 
 
-def _within(file: str | None, path: Path) -> bool:
+def _within(file: str | bytes | None, path: Path) -> bool:
     """Whether a file is `path`, in it, or one of the folders that it lies in."""
     if file is None:
         return False
-    ours, theirs = path.absolute(), Path(file).absolute()
+    ours, theirs = path.absolute(), Path(os.fsdecode(file)).absolute()
     return theirs == ours or ours in theirs.parents or theirs in ours.parents
 
 

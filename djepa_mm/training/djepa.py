@@ -262,7 +262,7 @@ def check_meaning(checkpoint: Path, recipe: Recipe, option: str) -> None:
 
 
 def _meaning(section: Any, keys: tuple[str, ...] | None, free: set[str]) -> dict[str, Any]:
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in section.model_dump().items():
         values |= {f"{key}.{name}": one for name, one in value.items()} if key == "encoder" else {key: value}
     if "preset" in values:

@@ -258,12 +258,16 @@ class Trainer:
         """Learn from the next batch in which anything can be used, and move the averages -> what the log shows.
 
         Raises Interrupted where the run shall end, and UserError."""
-        asked, learned = time.monotonic(), None
+        asked, learned, epoch = time.monotonic(), None, self.state.cursor.epoch
         while learned is None:
             batch, cursor = self._next(batches)
             began = time.monotonic()
             learned = self._learn(batch)
             self.state.cursor = cursor
+            if learned is None and cursor.epoch > epoch + 1:  # a whole one, of which no process could read anything
+                broken = dict(self.task.report().broken)
+                name = next(iter(broken), "none is there")
+                raise UserError(f"no item of the corpus can be read: {name} {broken.get(name, '')}".rstrip())
         self.state.step += 1
         self.state.seconds = self._clock()
         self.bad_steps = 0 if self._finite else self.bad_steps + 1

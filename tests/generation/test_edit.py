@@ -243,9 +243,13 @@ def test_the_first_latent_of_a_causal_vae_is_one_frame(latent_filmer: Pipeline) 
         given_frames(latent_filmer, Request(condition={"class": 3}), first=media[:, :4])
     mask = torch.zeros(9, 16, 16, dtype=torch.bool)
     mask[1] = True
-    touched = in_paint(latent_filmer, media, Request(condition={"class": 3}), mask).job.known
-    assert touched is not None
-    assert (~touched).reshape(3, 4).any(1).tolist() == [False, True, False]
+    edit = in_paint(latent_filmer, media, Request(condition={"class": 3}), mask)
+    assert edit.job.known is not None
+    assert (~edit.job.known).reshape(3, 4).any(1).tolist() == [False, True, False]
+    hidden = media.clone()
+    hidden[:, 1] = 1
+    other = in_paint(latent_filmer, hidden, Request(condition={"class": 3}), mask)
+    assert torch.equal(other.job.tokens, edit.job.tokens), "what is painted over shows in the tokens beside it"
 
 
 def test_a_mask_holds_for_all_frames_or_between_two_times(filmer: Pipeline) -> None:

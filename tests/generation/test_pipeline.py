@@ -185,7 +185,7 @@ def test_orders_take_places_as_they_are_and_the_model_those_in_its_field(monkeyp
             assert shape.any(1).sum() == step
 
 
-@pytest.mark.parametrize("offset", [1.5, float("nan"), (0.1, 0.2, 0.3), (0.5, "a"), "left"])
+@pytest.mark.parametrize("offset", [1.5, float("nan"), (0.1, 0.2, 0.3), (0.1,), (0.5, "a"), "left"])
 def test_offsets_that_are_none_are_one_line(offset: Any) -> None:
     with pytest.raises(UserError, match=r"^--offset [^\n]*: expected one number, or two, from -1 to 1$"):
         Request(offset=offset)

@@ -36,7 +36,12 @@ def test_an_old_run_goes_on_as_that_version_went_on(tmp_path: Path) -> None:
     assert {key.replace("conditioner.", "embedder.") for key in expected} == found.keys()
     for key, tensor in expected.items():
         torch.testing.assert_close(found[key.replace("conditioner.", "embedder.")], tensor, **SAME)
-    assert read_state(find_checkpoint(tmp_path / "run"))["cursor"] == {"epoch": 0, "batch": 5, "readers": []}
+    assert read_state(find_checkpoint(tmp_path / "run"))["cursor"] == {
+        "epoch": 0,
+        "batch": 5,
+        "readers": [],
+        "before": 0,
+    }
 
 
 def test_a_checkpoint_that_lacks_something_is_one_line(tmp_path: Path) -> None:

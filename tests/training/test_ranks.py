@@ -287,6 +287,16 @@ def test_a_part_of_broken_items_counts_for_nothing(tmp_path: Path) -> None:
         torch.testing.assert_close(weights[1][name], tensor)
 
 
+def test_a_process_that_gets_no_items_goes_on_over_the_epochs_end() -> None:
+    """Where batches hold fewer items than there are processes."""
+    task = DJEPATask(load_recipe("digits", {**SMALL, "batch.size": 2}), device=torch.device("cpu"))
+    batches = task.corpus.batches(task.state.cursor, Share(rank=2, world=3))
+    for _ in range(len(task.corpus.plan(0)) + 1):
+        portions, cursor = next(batches)
+        assert portions == [None]
+    assert cursor.epoch == 1
+
+
 def test_recomputing_changes_nothing(alone: Path, tmp_path: Path) -> None:
     recipe = load_recipe("digits", {**SMALL, "optim.steps": 12, "compute.recompute": True, "compute.accumulate": 3})
     djepa_mm.train(recipe, tmp_path / "run", device="cpu", progress=False)

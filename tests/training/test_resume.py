@@ -228,7 +228,7 @@ def test_a_run_in_a_thread_ends_by_an_event_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_while_processes_read_is_saved(pictures: Path, tmp_path: Path) -> None:
-    """Ctrl-C reaches the whole group of processes; those that read leave it to the one that trains."""
+    """Ctrl-C, and what torchrun passes on, reach the whole group; those that read leave it to the one that trains."""
     overrides = flipping(pictures, **{"batch.workers": 2, "optim.steps": 100_000, "run.log_every": 1})
     script = f"""
 import djepa_mm, json
@@ -244,7 +244,7 @@ print(outcome.finished)
         if (tmp_path / "run" / "log.jsonl").exists():
             break
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert out.strip() == "False"

@@ -414,7 +414,8 @@ def serve(channel: Channel, memories: Sequence[Memory], timeout_s: float, decode
 def main(reader: str, timeout_s: str, *memory_fds: str) -> None:
     if KERNEL_ENDS:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the asking process decides
+    for name in {"SIGINT", "SIGTERM", "SIGUSR1"} & set(dir(signal)):  # the asking process decides
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     end_after(START_S)
     outgoing = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints is no reply
