@@ -407,9 +407,26 @@ def _opened(url: str) -> Iterator[IO[bytes]]:
 class _Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        found = super().frombuf(buf, encoding, errors)
+        found = cls._plain(buf, encoding, errors) or super().frombuf(buf, encoding, errors)
         if found.size < 0 or (found.type not in tarfile.REGULAR_TYPES and found.size > MOST_HEADER):
             raise tarfile.InvalidHeaderError("absurd size")  # type: ignore[attr-defined]
+        return found
+
+    @classmethod
+    def _plain(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self | None:
+        """Of a plain file with a short name, as nearly all are: the little of its header that is asked for here, in a
+        third of the time. None of any other, and where anything is unusual."""
+        whole = len(buf) == tarfile.BLOCKSIZE and buf[156:157] == tarfile.REGTYPE and not buf[345]  # no prefix
+        if not whole or buf[135] not in b"\0 " or buf[154] not in b"\0 ":
+            return None
+        try:
+            size, checksum = int(buf[124:135], 8), int(buf[148:154], 8)
+        except ValueError:
+            return None
+        if sum(buf) - sum(buf[148:156]) + 8 * ord(" ") != checksum:
+            return None
+        found = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
+        found.size = size
         return found
 
     @classmethod
