@@ -241,6 +241,7 @@ class Entry:
     path: Path | None = None  # of its file
     label: str | None = None  # name of its class
     text: str | None = None
+    tags: tuple[tuple[str, str], ...] = ()  # what else is said of it, such as ("style", "sketch")
     texts: tuple[str, ...] = ()  # where it has several, of which each reading takes one; `text` is the first then
 
 
@@ -313,6 +314,10 @@ class Stream(ABC):
         """Items `first`, `first + step` … of a shard, the same each time, with their numbers in it.
 
         Raises UserError where the shard is not there."""
+
+    @abstractmethod
+    def entry(self, sample: Sample) -> Entry:
+        """What is known without reading the media. Raises BrokenItem."""
 
     @abstractmethod
     def decode(self, sample: Sample) -> Item:

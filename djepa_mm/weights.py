@@ -32,12 +32,25 @@ READABLE = (2, FORMAT)
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
+Numbers = dict[str, NonNegativeFloat]
+
+
+class StoredFeedback(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    offered: Numbers = {}
+    sampled: Numbers = {}
+    recent: Numbers = {}
+    factors: Numbers = {}
+
+
 class StoredCursor(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     epoch: Count = 0
     batch: Count = 0
     readers: list[list[Count]] = []
+    feedback: list[StoredFeedback] = []
     before: Count = 0
 
 

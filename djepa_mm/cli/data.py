@@ -1,4 +1,4 @@
-"""Fetch, make, check and pack corpora."""
+"""Fetch, make, check and pack corpora; what a run has sampled of its own."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated, Optional
 
 import typer
 
-from djepa_mm.cli.options import RecipeArgument, SetOption, console, progress_bar
+from djepa_mm.cli.options import RecipeArgument, RunArgument, SetOption, console, progress_bar, run_of
 
-app = typer.Typer(help="Fetch or make a corpus; check one; pack one into shards.", no_args_is_help=True)
+app = typer.Typer(
+    help="Fetch or make a corpus; check one; pack one into shards; see what a run has sampled.", no_args_is_help=True
+)
 
 
 @app.command("fetch")
@@ -55,3 +57,30 @@ def pack_data(
     typer.echo(f"{packed.items:,} items in {packed.shards:,} shards: {out}")
     for name, reason in packed.broken.items():
         typer.echo(f"left out, broken: {name}: {reason}", err=True)
+
+
+@app.command("stats")
+def stats(
+    run: RunArgument,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON, and draw nothing.")] = False,
+    plot: Annotated[Optional[Path], typer.Option(help="PNG file; RUN/data-stats.png by default.")] = None,  # noqa: UP045
+) -> None:
+    """What a run with data feedback has really sampled, beside what was wanted and what its corpus offered."""
+    from dataclasses import asdict
+
+    from djepa_mm.data.statistics import most_frequent, statistics, table
+    from djepa_mm.media.plot import bars
+    from djepa_mm.runs.files import written_to
+
+    rows = statistics(run)
+    if json_:
+        import json
+
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
+        return
+    title = f"{run_of(run).name}: what was sampled"
+    console().print(table(rows, title))
+    target = plot or run_of(run) / "data-stats.png"
+    with written_to(target.parent):
+        bars(most_frequent(rows), title=title, bar="sampled", mark="wanted").save(target, "PNG")
+    typer.echo(f"plot: {target}")

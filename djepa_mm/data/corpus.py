@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,10 +16,13 @@ from torch.utils.data import DataLoader
 from djepa_mm.data.batches import ALL, Batcher, Encoded, Portion, Read, Share, deaf_to_interrupts, leave_interrupts
 from djepa_mm.data.compact import Alike
 from djepa_mm.data.drawing import BEFORE, TEXT, TOKENS, drawing, item_seed, one_of
+from djepa_mm.data.feedback import Feedback, State, measures, merged, moved
 from djepa_mm.data.reading import Kept, KeptCorpus, Memory, Reading, Row, draws, every_reading, readings_of
 from djepa_mm.data.sizes import DrawsSizes
-from djepa_mm.recipe.schema import BatchConfig
+from djepa_mm.recipe.schema import BatchConfig, FeedbackConfig
 from djepa_mm.types import BrokenItem, ConditionKind, Entry, MediaSpec, Progress, Source, Tokenizer, UserError
+
+T = TypeVar("T")
 
 BUCKET_BATCHES = 32  # items of this many batches are sorted by length together
 
@@ -34,10 +37,18 @@ class Cursor:
     """Of a stream, where each of its readers stands; None of those that other processes read."""
     before: int = 0
     """Of a corpus by index, batches of all epochs before."""
+    feedback: tuple[State | None, ...] = ()
+    """What each reader of a stream has counted, where that steers it. Of a corpus by index, what there was when the
+    epoch began, and what the epoch has added."""
 
     def __post_init__(self) -> None:
         places = (None if place is None else tuple(place) for place in self.readers)  # JSON gives lists
         object.__setattr__(self, "readers", tuple(places))
+        object.__setattr__(self, "feedback", tuple(self.feedback))
+
+    def state(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {name: value for name, value in asdict(self).items() if name != "feedback" or value}
 
 
 def merge(cursors: Sequence[Cursor]) -> Cursor:
@@ -45,9 +56,12 @@ def merge(cursors: Sequence[Cursor]) -> Cursor:
     first = cursors[0]
     if not first.readers:
         return first
-    places = zip(*(cursor.readers for cursor in cursors), strict=True)
-    known = tuple(next((place for place in one if place is not None), None) for one in places)
-    return Cursor(min(cursor.epoch for cursor in cursors), first.batch, known)
+
+    def known(of_each: Iterable[tuple[T | None, ...]]) -> tuple[T | None, ...]:
+        return tuple(next((one for one in told if one is not None), None) for told in zip(*of_each, strict=True))
+
+    places, counted = known(cursor.readers for cursor in cursors), known(cursor.feedback for cursor in cursors)
+    return Cursor(min(cursor.epoch for cursor in cursors), first.batch, places, feedback=counted)
 
 
 class Corpus:
@@ -63,10 +77,11 @@ class Corpus:
         condition: ConditionKind[Any],
         config: BatchConfig,
         *,
+        feedback: FeedbackConfig | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.source, self.tokenizer, self.condition = source, tokenizer, condition
+        self.source, self.tokenizer, self.condition, self.feedback = source, tokenizer, condition, feedback
         self.config, self.seed, self.device = config, seed, torch.device(device)
         self.batcher = Batcher(tokenizer, condition, self.device, config.item_tokens)
         self.broken = self.batcher.broken
@@ -171,10 +186,10 @@ class Corpus:
 
     # --- batches
 
-    def plan(self, epoch: int, before: int = 0) -> list[list[int]]:
+    def plan(self, epoch: int, before: int = 0, counted: State | None = None) -> list[list[int]]:
         """Indices of every batch of an epoch; the same for the same seed, epoch and corpus. before: batches of all
-        epochs before."""
-        return self._plan(epoch, self._counts(self._source_at(before), epoch))
+        epochs before. counted: until then, where that steers it; then no batch may be left."""
+        return self._plan(epoch, self._counts(self._source_at(before), epoch), counted)
 
     def _source_at(self, before: int) -> Source | Kept:
         """As it is in the epoch that comes after so many batches."""
@@ -182,20 +197,27 @@ class Corpus:
 
     def _counts(self, source: Source | Kept, epoch: int) -> Sequence[int]:
         """Tokens of each item in that epoch; 0 of broken ones."""
-        counts, generator = array("q", [0]) * len(self.source), torch.Generator()
-        drawn = source if isinstance(source, DrawsSizes) and draws(self.source) else None
+        counts, sized = array("q", [0]) * len(self.source), self._sized(source)
         for index, spec in self.specs.items():
-            if drawn is not None:
-                generator.manual_seed(item_seed(self.seed, epoch, index))
-                with suppress(BrokenItem, UserError):  # of a size that the tokenizer cannot take: so it is read
-                    spec = self.tokenizer.spec_of(drawn.drawn_shape(index, generator))
+            spec = spec if sized is None else self._drawn_spec(sized, index, epoch)
             counts[index] = self.batcher.count(spec.num_tokens)
         return counts
 
-    def _plan(self, epoch: int, counts: Sequence[int]) -> list[list[int]]:
+    def _sized(self, source: Source | Kept) -> DrawsSizes | None:
+        return source if isinstance(source, DrawsSizes) and draws(self.source) else None
+
+    def _drawn_spec(self, source: DrawsSizes, index: int, epoch: int) -> MediaSpec:
+        generator = torch.Generator().manual_seed(item_seed(self.seed, epoch, index))
+        with suppress(BrokenItem, UserError):  # of a size that the tokenizer cannot take: so it is read
+            return self.tokenizer.spec_of(source.drawn_shape(index, generator))
+        return self.specs[index]
+
+    def _plan(self, epoch: int, counts: Sequence[int], counted: State | None) -> list[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         indices = list(self.specs)
         indices = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
+        if self.feedback is not None and not (indices := self._thinned(indices, epoch, counted)):
+            return []
         if len({counts[index] for index in indices}) == 1:
             batches = self._cut(indices, counts)
             return batches if len(batches) == 1 or len(batches[-1]) == len(batches[0]) else batches[:-1]
@@ -221,15 +243,58 @@ class Corpus:
                 batch.append(index)
         return batches
 
+    def _thinned(self, indices: Sequence[int], epoch: int, counted: State | None) -> list[int]:
+        """Those that are to be taken, one after the other by what was taken before."""
+        assert self.feedback is not None
+        feedback, kept = Feedback(self.feedback, counted), []
+        for index in indices:
+            entry = self._entry(index, epoch)
+            attributes = feedback.attributes(entry)
+            if feedback.accepts(attributes, entry.name, epoch):
+                feedback.observe(attributes, taken=True)
+                kept.append(index)
+        return kept
+
+    def _observe(
+        self, feedback: Feedback, source: Source | Kept, epoch: int, indices: Iterable[int], taken: bool
+    ) -> None:
+        """Items as they are in that epoch."""
+        sized = self._sized(source)
+        for index in indices:
+            attributes = feedback.attributes(self._entry(index, epoch))
+            if taken:
+                spec = self.specs[index] if sized is None else self._drawn_spec(sized, index, epoch)
+                attributes += measures(tuple(spec.shape))
+            feedback.observe(attributes, taken=taken)
+
+    def _entry(self, index: int, epoch: int) -> Entry:
+        """With the text that it has in that epoch."""
+        entry = self.source.entry(index)
+        if not entry.texts:
+            return entry
+        with drawing(item_seed(self.seed, epoch, index, TEXT)):
+            return replace(entry, text=entry.texts[one_of(len(entry.texts))])
+
+    def moved(self, cursor: Cursor, scores: Mapping[str, float]) -> Cursor:
+        """The place, where frequencies move by scores; from the next epoch on."""
+        *began, added = cursor.feedback or ({}, {})
+        return replace(cursor, feedback=(*began, moved(self.feedback, added, scores)))
+
     def batches(self, start: Cursor, share: Share = ALL) -> Iterator[tuple[list[Portion | None], Cursor]]:
         """Batches without end from a place on, each with the place that follows it: the parts of this process, None
         for one of which no item could be read."""
         epoch, skip, before = start.epoch, start.batch, start.before
+        known = len(start.feedback) == 2 and not start.readers  # where the run was steered, by index too
+        began, added = (one or {} for one in (start.feedback if known else ({}, {})))
         while True:
             source = self._source_at(before)
             counts = self._counts(source, epoch)
-            whole = self._plan(epoch, counts)
+            whole = self._plan(epoch, counts, began)
             plan = whole[skip:]
+            feedback = None if self.feedback is None else Feedback(self.feedback, added)
+            if feedback is not None and not skip:
+                given = {index for batch in whole for index in batch}
+                self._observe(feedback, source, epoch, (index for index in self.specs if index not in given), False)
             loader = DataLoader(
                 Reading(source),
                 batch_sampler=(
@@ -248,10 +313,18 @@ class Corpus:
             for number, batch in enumerate(plan, start=skip + 1):
                 portions = [self._portion(next(reading), part, epoch) for part in _dealt(batch, counts, share)]
                 trained |= any(portions)
-                yield portions, Cursor(epoch, number, before=before)
-            if not trained and skip == 0 and share.world == 1:  # others may have read what was not dealt to this one
+                if feedback is not None:
+                    self._observe(feedback, source, epoch, batch, True)
+                    added = feedback.state()
+                counted = (began, added) if feedback is not None else ()
+                yield portions, Cursor(epoch, number, before=before, feedback=counted)
+            # others may have read what was not dealt to this one; of a whole epoch that was thinned, nothing is read
+            if plan and not trained and skip == 0 and share.world == 1:
                 raise UserError(f"no item of the corpus can be read: {self.batcher.example}")
             epoch, skip, before = epoch + 1, 0, before + len(whole)
+            if feedback is not None:
+                began = merged([began, added])
+                added = {"factors": began["factors"]}
 
     def _portion(self, rows: Sequence[Row], places: Sequence[int], epoch: int) -> Portion | None:
         known, contents = len(self.broken), []

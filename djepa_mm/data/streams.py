@@ -10,12 +10,13 @@ V readers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from djepa_mm.data.batches import (
@@ -30,7 +31,8 @@ from djepa_mm.data.batches import (
 )
 from djepa_mm.data.corpus import Corpus, Cursor, Seen
 from djepa_mm.data.drawing import BATCH, BEFORE, TEXT, TOKENS, drawing, item_seed, one_of
-from djepa_mm.recipe.schema import BatchConfig
+from djepa_mm.data.feedback import Feedback, State, check_classes, measures, moved
+from djepa_mm.recipe.schema import BatchConfig, FeedbackConfig
 from djepa_mm.types import (
     BrokenItem,
     ConditionKind,
@@ -153,6 +155,7 @@ class StreamCorpus:
         condition: ConditionKind[Any],
         config: BatchConfig,
         *,
+        feedback: FeedbackConfig | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -164,11 +167,12 @@ class StreamCorpus:
                 f"batch.tokens {config.tokens}: each of {source.readers} data.readers gives an item of up to "
                 f"{config.item_tokens} tokens (batch.item_tokens) to a batch; set it to {least} or more"
             )
-        self.source, self.tokenizer, self.condition = source, tokenizer, condition
+        self.source, self.tokenizer, self.condition, self.feedback = source, tokenizer, condition, feedback
         self.config, self.seed, self.device = config, seed, torch.device(device)
         self.batcher = Batcher(tokenizer, condition, self.device, config.item_tokens)
         self.broken = self.batcher.broken
         self.seen = 0  # items
+        self._begun = False  # reading batches
 
     def identity(self) -> dict[str, Any]:
         """What tells this corpus from another: a run that goes on needs the same one."""
@@ -240,8 +244,9 @@ class StreamCorpus:
         places = {number: place for number, place in began.items() if place is not None}
         assert places.keys() == began.keys(), "cursors of all processes are merged before they are kept"
         workers = max((n for n in range(1, self.config.workers + 1) if len(own) % n == 0), default=0)
+        counted: dict[int, State | None] = dict.fromkeys(own) if self.feedback is None else self._counted(start, own)
         loader = DataLoader(
-            _Reading(self, list(places.items()), each, start.batch),
+            _Reading(self, list(places.items()), each, start.batch, counted),
             batch_size=None,
             num_workers=workers,
             worker_init_fn=leave_interrupts,
@@ -250,7 +255,7 @@ class StreamCorpus:
         with deaf_to_interrupts(workers):
             reading = iter(loader)
         batch, barren, known = start.batch, True, dict(places)
-        self.seen = 0
+        self.seen, self._begun = self.seen if self._begun else 0, True
         while True:
             portions: list[Portion | None] = []
             for part in range(share.parts):
@@ -260,14 +265,25 @@ class StreamCorpus:
                     if isinstance(found, str):
                         raise UserError(found)
                     assert found.reader == number
-                    known[number] = found.after
+                    known[number], counted[number] = found.after, found.counted
                     reads += [self._read(row, number * each + n) for n, row in enumerate(found.rows)]
                 portions.append(self._portion(reads))
             batch, barren = batch + 1, barren and not any(portions)
             epoch = min(place.epoch for place in known.values())
             if barren and share.world == 1 and epoch > min(place.epoch for place in places.values()) + 1:
                 raise UserError(f"no item of the corpus can be read: {self.batcher.example}")
-            yield portions, Cursor(epoch, batch, tuple(known.get(n) for n in range(self.source.readers)))
+            every = range(self.source.readers)
+            feedback = () if self.feedback is None else tuple(counted.get(n) for n in every)
+            yield portions, Cursor(epoch, batch, tuple(known.get(n) for n in every), feedback=feedback)
+
+    def _counted(self, start: Cursor, own: Sequence[int]) -> dict[int, State | None]:
+        """What each of these readers has counted; nothing yet where the run was not steered."""
+        known = len(start.feedback) == self.source.readers
+        return {number: start.feedback[number] if known else {} for number in own}
+
+    def moved(self, cursor: Cursor, scores: Mapping[str, float]) -> Cursor:
+        """The place, where frequencies move by scores, at once."""
+        return replace(cursor, feedback=tuple(moved(self.feedback, state, scores) for state in cursor.feedback))
 
     def _readers_a_part(self, share: Share) -> int:
         """Raises UserError where readers, batch and processes do not divide."""
@@ -342,13 +358,16 @@ def open_corpus(
     condition: ConditionKind[Any],
     config: BatchConfig,
     *,
+    feedback: FeedbackConfig | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Corpus | StreamCorpus:
-    """By index or as a stream, as the source is."""
+    """By index or as a stream, as the source is. Raises UserError."""
+    if feedback is not None:
+        check_classes(feedback)
     if isinstance(source, Stream):
-        return StreamCorpus(source, tokenizer, condition, config, seed=seed, device=device)
-    return Corpus(source, tokenizer, condition, config, seed=seed, device=device)
+        return StreamCorpus(source, tokenizer, condition, config, feedback=feedback, seed=seed, device=device)
+    return Corpus(source, tokenizer, condition, config, feedback=feedback, seed=seed, device=device)
 
 
 # --- processes that read ----------------------------------------------------------------------------------------------
@@ -371,13 +390,23 @@ class _Turn:
     reader: int
     rows: list[_Row]
     after: Place
+    counted: State | None  # then, where that steers it
 
 
 class _Reading(IterableDataset["_Turn | str"]):
     """Turns of each reader after the other, without end; or why none can follow."""
 
-    def __init__(self, corpus: StreamCorpus, readers: Sequence[tuple[int, Place]], each: int, batch: int) -> None:
-        """each: most items of a turn. batch: of the run, that the first turns are of."""
+    def __init__(
+        self,
+        corpus: StreamCorpus,
+        readers: Sequence[tuple[int, Place]],
+        each: int,
+        batch: int,
+        counted: Mapping[int, State | None],
+    ) -> None:
+        """each: most items of a turn. batch: of the run, that the first turns are of. counted: by each reader, where
+        that steers it."""
+        self.feedback, self.counted = corpus.feedback, dict(counted)
         self.source, self.seed, self.readers, self.each, self.batch = corpus.source, corpus.seed, readers, each, batch
         self.count = corpus.batcher.count
         budget = corpus.config.tokens
@@ -396,27 +425,54 @@ class _Reading(IterableDataset["_Turn | str"]):
     def _turns(self, number: int, place: Place) -> Iterator[_Turn]:
         rows: list[_Row] = []
         longest, batch, source = 0, self.batch, self._source(self.batch)
+        feedback = None if self.feedback is None else Feedback(self.feedback, self.counted[number])
+        attributes: tuple[str, ...] = ()
+
+        def turn() -> _Turn:
+            return _Turn(number, rows, place, None if feedback is None else feedback.state())
+
         for taken, after in Reader(self.source, number, seed=self.seed).taken(place):
+            if feedback is not None:
+                attributes = self._attributes(feedback, taken)
+                if not feedback.accepts(attributes, taken.sample.name, taken.epoch):
+                    feedback.observe(attributes, taken=False)
+                    place = after
+                    continue
             longest = max(longest, self._largest(source))
             if rows and self._are_over(longest, len(rows) + 1):
-                yield _Turn(number, rows, place)
+                yield turn()
                 rows, batch = [], batch + 1
                 source = self._source(batch)
                 longest = self._largest(source)
             row, tokens = self._row(taken, source)
             if rows and self._are_over(max(longest, tokens), len(rows) + 1):
-                yield _Turn(number, rows, place)
+                yield turn()
                 rows, batch = [], batch + 1
                 if (then := self._source(batch)) is not source:
                     source = then
                     row, tokens = self._row(taken, source)
                 longest = self._largest(source)
+            if feedback is not None and isinstance(row.content, Tensor):
+                feedback.observe((*attributes, *measures(tuple(row.content.shape))), taken=True)
             rows.append(row)
             longest, place = max(longest, tokens), after
             if len(rows) == self.each:
-                yield _Turn(number, rows, place)
+                yield turn()
                 rows, longest, batch = [], 0, batch + 1
                 source = self._source(batch)
+
+    def _attributes(self, feedback: Feedback, taken: Taken) -> tuple[str, ...]:
+        try:
+            return feedback.attributes(self._with_text(self.source.entry(taken.sample), taken))
+        except BrokenItem:  # reading it says so
+            return ()
+
+    def _with_text(self, entry: Entry, taken: Taken) -> Entry:
+        """That which this reading takes, where it has several."""
+        if not entry.texts:
+            return entry
+        with drawing(taken.seed(self.seed, TEXT)):
+            return replace(entry, text=entry.texts[one_of(len(entry.texts))])
 
     def _source(self, batch: int) -> Stream:
         return self.source.at(batch, item_seed(self.seed, BEFORE, batch, 0, BATCH))
@@ -439,8 +495,4 @@ class _Reading(IterableDataset["_Turn | str"]):
             tokens = 0 if self.spec_of is None else self.count(self.spec_of(tuple(item.media.shape)).num_tokens)
         except (BrokenItem, UserError) as error:  # UserError: of a size that the tokenizer cannot take
             return _Row(name, None, seed, str(error)), 0
-        entry = item.entry
-        if entry.texts:
-            with drawing(taken.seed(self.seed, TEXT)):
-                entry = replace(entry, text=entry.texts[one_of(len(entry.texts))])
-        return _Row(name, entry, seed, item.media), tokens
+        return _Row(name, self._with_text(item.entry, taken), seed, item.media), tokens

@@ -1,4 +1,4 @@
-"""A plot of a few points with names."""
+"""Plots of few numbers with names: points, and shares."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 SIZE, MARGIN = (960, 640), (90, 70, 40, 80)  # pixels; left, top, right, bottom
 TEXT, DOT = 16, 5  # height of the letters, radius of a point
+LINE, NAMES = 20, 300  # height of a bar's line and width of its name, in pixels
 MOST = 44  # letters of a name
 GREY, COLOUR = (205, 205, 205), (31, 84, 158)
 
@@ -76,3 +77,30 @@ def share(value: float, marks: Sequence[float], *, log: bool = False) -> float:
     """Of the way from the first mark to the last."""
     low, value, high = (math.log(one) if log else one for one in (marks[0], value, marks[-1]))
     return (value - low) / (high - low)
+
+
+def bars(rows: Sequence[tuple[str, float, float | None]], *, title: str, bar: str, mark: str) -> Image.Image:
+    """Shares in [0, 1] below each other: a name, a bar, and where there is one a mark beside it; a row whose name is
+    empty is a gap. bar, mark: what they are called."""
+    height = MARGIN[1] + LINE * len(rows) + MARGIN[3]
+    image = Image.new("RGB", (SIZE[0], height), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(TEXT)
+    left, right, end = NAMES, SIZE[0] - MARGIN[2], height - MARGIN[3]
+    marks = ticks([0.0, *(value for _, share_, wanted in rows for value in (share_, wanted or 0.0))])
+
+    def across(value: float) -> float:
+        return left + share(value, marks) * (right - left)
+
+    for value in marks:
+        draw.line((across(value), MARGIN[1], across(value), end), GREY)
+        draw.text((across(value), end + 10), f"{value:g}", "black", font, anchor="ma")
+    draw.text((SIZE[0] / 2, 14), plain(title), "black", font, anchor="ma")
+    draw.text((left, MARGIN[1] - 12), f"bar: {plain(bar)}, line: {plain(mark)}", "black", font, anchor="lb")
+    for n, (name, value, wanted) in enumerate(rows):
+        at = MARGIN[1] + LINE * n
+        if name:
+            draw.text((left - 10, at + LINE / 2), plain(name)[:MOST], "black", font, anchor="rm")
+            draw.rectangle((left, at + 3, across(value), at + LINE - 4), COLOUR)
+        if wanted is not None:
+            draw.rectangle((across(wanted) - 1, at, across(wanted) + 1, at + LINE - 1), "black")
+    return image

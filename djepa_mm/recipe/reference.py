@@ -99,7 +99,7 @@ def _type(value: Schema) -> str:
         return f"{len(parts)} × {_type(parts[0])}" if parts else f"list of {_type(value['items'])}"
     signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
     limits = [f"{sign} {value[name]:g}" for name, sign in signs.items() if name in value]
-    words = {"string": "text", "boolean": "`true`, `false`", "null": "`null`"}
+    words = {"string": "text", "boolean": "`true`, `false`", "null": "`null`", "object": "values by name"}
     return f"{words.get(value['type'], value['type'])} {' and '.join(limits)}".strip()
 
 

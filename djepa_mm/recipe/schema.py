@@ -207,6 +207,37 @@ class BatchConfig(Config):
     """Stop when more than this share of the corpus cannot be read."""
 
 
+class FeedbackConfig(Config):
+    """Statistics of what is sampled of the corpus, which steer what is sampled next (D-JEPA-T2I, section 2.3)."""
+
+    wanted: dict[str, Literal["uniform"] | dict[str, Probability]] = Field(default={})
+    """By class of attributes: uniform, or a table of frequencies, what is left of 1 going to the others alike. Classes:
+    numerals, colours, shapes, textures, spatial, label, an item's tags such as style and source, or one's own. The
+    others are counted alone."""
+    words: dict[str, Annotated[tuple[str, ...], Field(strict=False)]] = Field(default={})
+    """More names by class, each with its other forms: animals: [cat=cats=kitten, dog=dogs]."""
+    visits: Annotated[int, Field(ge=2, le=100)] = 2
+    """An item whose attributes are over their frequencies is taken at one in so many epochs: 2 drops half of them."""
+    judged: NonNegativeInt = 0
+    """Items that are generated and judged before each checkpoint, of a corpus that can tell whether they fit."""
+    step: NonNegativeFloat = 1.0
+    """How far scores move frequencies: by exp(step · (mean of the class − score)) each time, 4-fold at most in all."""
+
+    @model_validator(mode="after")
+    def _check(self) -> FeedbackConfig:
+        for kind, table in self.wanted.items():
+            if kind in ("size", "aspect"):
+                raise ValueError(f"feedback.wanted.{kind}: it is drawn at each reading, and not thinned: leave it out")
+            if table != "uniform" and (total := sum(table.values())) > 1 + 1e-6:
+                raise ValueError(f"feedback.wanted.{kind}: its frequencies add up to {total:g}: make it 1 or less")
+        for kind, names in self.words.items():
+            if not kind or "/" in kind or not all(part.strip() for name in names for part in name.split("=")):
+                raise ValueError(f"feedback.words.{kind}: expected names such as cat=cats, and a class without /")
+        if self.judged and not self.wanted:
+            raise ValueError("feedback.judged needs frequencies to move: give feedback.wanted, or set judged to 0")
+        return self
+
+
 class SampleConfig(Config):
     steps: PositiveInt = 64
     """T, autoregressive steps."""
@@ -255,6 +286,7 @@ class Recipe(Config):
     optim: OptimConfig
     batch: BatchConfig
     compute: ComputeConfig = ComputeConfig()
+    feedback: FeedbackConfig | None = None
     sample: SampleConfig = SampleConfig()
     run: RunConfig = RunConfig()
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from djepa_mm.generation.pipeline import Pipeline
 
 
 class Callback:
@@ -23,3 +27,9 @@ class Callback:
 
     def on_checkpoint(self, folder: Path) -> None:
         """When a checkpoint is whole on the disk."""
+
+    def scores(self, step: int, pipeline: Pipeline) -> Mapping[str, float]:
+        """Before each checkpoint of a recipe with `feedback.wanted`: how well the averaged weights do by attribute,
+        such as {"red": 0.8, "style/sketch": 0.3}. What scores less than the others of its class is wanted more often.
+        """
+        return {}

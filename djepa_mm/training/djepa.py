@@ -21,7 +21,7 @@ from djepa_mm.data.drawing import item_seed
 from djepa_mm.data.reading import KeptCorpus
 from djepa_mm.data.streams import open_corpus
 from djepa_mm.errors import UserError
-from djepa_mm.generation.pipeline import Pipeline
+from djepa_mm.generation.pipeline import Jobs, Pipeline
 from djepa_mm.generation.request import Request
 from djepa_mm.media.sheet import sheet
 from djepa_mm.ranks import current, joined, restarts
@@ -34,9 +34,9 @@ from djepa_mm.training.dealt import Dealt, gradients_stay_here
 from djepa_mm.training.loop import Outcome, Trainer, check_folder
 from djepa_mm.training.optimizers import build_optimizers
 from djepa_mm.training.state import SameCorpus, TrainState, load_module
-from djepa_mm.training.task import Group, Learned, Report, Update, autocast
+from djepa_mm.training.task import Group, Learned, Report, Scores, Update, autocast
 from djepa_mm.training.wrap import whole_weights, wrap_djepa
-from djepa_mm.types import Pinned, Progress, Source, Stream, Tokenizer
+from djepa_mm.types import Judge, Pinned, Progress, Source, Stream, Tokenizer
 from djepa_mm.weights import TOKENIZER, checkpoints, find_checkpoint, read_tensors
 
 # Keys by which weights mean what they mean, though no shape may tell; `None` is all keys of a section but FREE ones
@@ -73,7 +73,9 @@ class DJEPATask:
         torch.manual_seed(recipe.run.seed)
         with device:
             self.model = build_model(recipe, tokenizer, condition)
-        self.corpus = open_corpus(source, tokenizer, condition, recipe.batch, seed=recipe.run.seed, device=device)
+        self.corpus = open_corpus(
+            source, tokenizer, condition, recipe.batch, feedback=recipe.feedback, seed=recipe.run.seed, device=device
+        )
         if recipe.model.fixed_grid and len(self.corpus.grids()) > 1:
             positions = recipe.model.positions
             raise UserError(f"model.positions is {positions}, but this corpus' media vary in size: set it to rotary")
@@ -116,6 +118,7 @@ class DJEPATask:
         if isinstance(self.corpus.source, KeptCorpus):
             self.corpus.source.check_statistics(self.pipeline.tokenizer)
         self.examples = self.pipeline.prepare(self._requests())
+        self.judged = self._judged()
         if self.recipe.batch.cache:
             self.corpus.fill_cache(progress)
 
@@ -171,6 +174,46 @@ class DJEPATask:
             flops = train_flops(recipe, Passes(networks, tokenizer.token_dim, behind), num_tokens)
             FLOPS_PER_TOKEN[alike] = flops / num_tokens
         return num_tokens * FLOPS_PER_TOKEN[alike]
+
+    # --- data feedback
+
+    def _judged(self) -> list[tuple[Jobs, str]]:
+        """What is generated to be judged: held-out items' conditions, with their texts.
+
+        Raises UserError where the corpus cannot judge."""
+        feedback, data = self.recipe.feedback, self.recipe.data
+        if feedback is None or not feedback.judged:
+            return []
+        held_out = data.build_held_out()
+        if not isinstance(data, Judge) or held_out is None:
+            raise UserError(
+                f"feedback.judged {feedback.judged}: the corpus {data.source} cannot judge what was generated: set it "
+                "to 0; a callback may give scores"
+            )
+        entries = [held_out.entry(index) for index in range(min(feedback.judged, len(held_out)))]
+        requests = [
+            Request(condition=self.pipeline.condition.request(entry), seed=(self.recipe.run.seed, n))
+            for n, entry in enumerate(entries)
+        ]
+        return [(jobs, entry.text or "") for jobs, entry in zip(self.pipeline.prepare(requests), entries, strict=True)]
+
+    def moved(self, cursor: Cursor, hooks: Sequence[Scores]) -> Cursor:
+        """By what the corpus itself judges, and by the hooks' scores, which win. Those of the first process count."""
+        if self.recipe.feedback is None or not self.recipe.feedback.wanted:
+            return cursor
+        scores: dict[str, float] = {}
+        with whole_weights(self.model.averaged):
+            if self.judged:
+                jobs, texts = zip(*self.judged, strict=True)
+                facts: dict[str, list[bool]] = {}
+                for found in self.recipe.data.judge(self.pipeline.run(jobs), texts):
+                    for name, holds in found.facts.items():
+                        facts.setdefault(name, []).append(holds)
+                scores = {name: sum(held) / len(held) for name, held in facts.items()}
+            for hook in hooks:
+                scores |= hook(self.state.step, self.pipeline)
+        scores = self.ranks.gather(scores)[0]
+        return self.corpus.moved(cursor, scores) if scores else cursor
 
     def _nothing(self) -> Losses:
         """Of a part of which no item could be read: zero, by way of the networks, for which the others wait."""

@@ -29,7 +29,7 @@ from djepa_mm.runs.log import append_log, cut_log, run_bar, tracker
 from djepa_mm.training.callbacks import Callback
 from djepa_mm.training.interrupts import Interrupted, Interrupts
 from djepa_mm.training.optimizers import average_decay, learning_rate, weight_decay_share
-from djepa_mm.training.task import Learned, Task, product_type
+from djepa_mm.training.task import Learned, Steered, Task, product_type
 from djepa_mm.weights import checkpoints, find_checkpoint
 
 
@@ -171,6 +171,7 @@ class Trainer:
                 if settings.sample_every and state.step % settings.sample_every == 0 and not self.done:
                     self.write_samples()
                 if state.step % settings.save_every == 0 and not self.done:
+                    batches = self._steered(batches)
                     self.save(beside=True)
                 self._began = time.monotonic() - state.seconds  # samples and checkpoints are not training time
             folder = self.save()
@@ -186,6 +187,17 @@ class Trainer:
                 f"{reason}; all are named in {self.out / 'report.json'}"
             )
         return Outcome(run=self.out, step=state.step, finished=not stopped)
+
+    def _steered(self, batches: Iterator[tuple[Any, Cursor]]) -> Iterator[tuple[Any, Cursor]]:
+        """The batches from here on, anew where scores have moved what is sampled: as if the run was resumed here."""
+        if not isinstance(self.task, Steered):
+            return batches
+        with torch.random.fork_rng(devices=[]):
+            cursor = self.task.moved(self.state.cursor, [callback.scores for callback in self.callbacks])
+        if cursor is self.state.cursor:
+            return batches
+        self.state.cursor = cursor
+        return self.task.batches(cursor)
 
     def _begin_files(self) -> None:
         with written_to(self.out):

@@ -6,7 +6,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Mapping, Set
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,7 +75,7 @@ class TrainState:
             file: {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.state().items()}
             for file, parts in self.parts().items()
         }
-        counts = {"step": self.step, "seconds": self.seconds, "cursor": asdict(self.cursor)}
+        counts = {"step": self.step, "seconds": self.seconds, "cursor": self.cursor.state()}
         state = counts | {name: facts.state() for name, facts in self.facts.items()}
         if apart is not None:
             state, tensors = deepcopy(state), snapshot(tensors, apart)

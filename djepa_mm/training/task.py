@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +126,20 @@ class Task(Protocol):
         ...
 
     def report(self) -> Report: ...
+
+
+Scores = Callable[[int, Any], Mapping[str, float]]  # of a step and what generates, by attribute
+
+
+@runtime_checkable
+class Steered(Protocol):
+    """A task of which scores decide what is sampled next."""
+
+    def moved(self, cursor: Cursor, hooks: Sequence[Scores]) -> Cursor:
+        """The place, with frequencies moved by scores of the weights as they are; the same one where nothing moves.
+
+        hooks: what gives scores, besides the task itself."""
+        ...
 
 
 def product_type(optim: OptimConfig, device: torch.device) -> torch.dtype:

@@ -26,7 +26,7 @@ from djepa_mm.data.batches import Portion, Share
 from djepa_mm.data.check import check_corpus
 from djepa_mm.data.corpus import Cursor, merge
 from djepa_mm.data.pack import pack
-from djepa_mm.data.sources.shards import Shards, ShardsConfig
+from djepa_mm.data.sources.shards import Shards, ShardsConfig, _Tar
 from djepa_mm.data.streams import Place, Reader, StreamCorpus, open_corpus
 from djepa_mm.errors import UserError
 from djepa_mm.recipe.load import load_recipe
@@ -396,3 +396,20 @@ def test_patterns_of_names_without_end_are_not_written_out(tmp_path: Path) -> No
     tar(tmp_path / "a1.tar", items(0, 1))
     with pytest.raises(UserError, match=r"b1\.tar cannot be read"):
         source(tmp_path / "{a,b}{1..1}.tar")
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_headers_of_plain_files_are_read_as_tarfile_reads_them(kind: int, tmp_path: Path) -> None:
+    names = ["a.png", "d/é ü.txt", "n" * 95 + ".cls", "f" * 60 + "/" + "n" * 60, "link", "folder", "empty"]
+    with tarfile.open(tmp_path / "a.tar", "w", format=kind) as out:
+        for n, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size = 5000 * n if n < 4 else 0
+            info.type = {"link": tarfile.SYMTYPE, "folder": tarfile.DIRTYPE}.get(name, tarfile.REGTYPE)
+            out.addfile(info, io.BytesIO(bytes(info.size)))
+    read = []
+    for opened in (tarfile.TarFile, _Tar):
+        with opened.open(tmp_path / "a.tar", "r:") as found:
+            read.append([(one.name, one.size, one.type, one.offset_data, one.isreg()) for one in found])
+    assert read[0] == read[1]
+    assert len(read[0]) == len(names)
