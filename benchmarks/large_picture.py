@@ -31,7 +31,7 @@ BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("U
 
 def peak_gb() -> float:
     """Most memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # of kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 @contextmanager
