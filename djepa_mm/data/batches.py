@@ -6,7 +6,9 @@ B batch, N tokens, C token channels.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,7 +46,9 @@ class Share:
 
 ALL = Share()
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # end a run
-UNHEARD = [number for number in SIGNALS if number != signal.SIGTERM]  # by readers, which are ended by it themselves
+UNHEARD = [  # by readers; which end by SIGTERM, where the system does not say who has sent it
+    number for number in SIGNALS if number != signal.SIGTERM or hasattr(signal, "sigwaitinfo")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +225,9 @@ def tokenizer_draws(tokenizer: object) -> TypeGuard[DrawnTokens]:
 @contextmanager
 def deaf_to_interrupts(processes: int) -> Iterator[None]:
     """So many processes, which start in here, never hear what ends a run, and reaches all of its processes, such as
-    Ctrl-C and the SIGUSR1 that torchrun passes on: it is for the one that trains, which hears it afterwards, saves, and
-    then ends its readers. Those that are not forked take seconds to start, and would die of it."""
+    Ctrl-C, the SIGUSR1 that torchrun passes on, and a group's SIGTERM: it is for the one that trains, which hears it
+    afterwards, saves, and then ends its readers. Those that are not forked take seconds to start, and would die of it.
+    """
     if not processes or not hasattr(signal, "pthread_sigmask"):  # as on Windows
         yield
         return
@@ -238,6 +243,16 @@ def deaf_to_interrupts(processes: int) -> Iterator[None]:
 
 
 def leave_interrupts(_: int) -> None:
-    """The same for a process that has started, where the system knows no such mask."""
+    """The same for a process that has started. SIGTERM ends it where it comes from the process that reads by it."""
     for number in UNHEARD:
-        signal.signal(number, signal.SIG_IGN)
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)  # where the system knows no mask
+    parent = multiprocessing.parent_process()
+    if signal.SIGTERM in UNHEARD and parent is not None:
+        threading.Thread(target=_end_by, args=(parent.pid,), daemon=True).start()
+
+
+def _end_by(sender: int | None) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != sender:
+        pass
+    os._exit(0)  # as torch's own handler does

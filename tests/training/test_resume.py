@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -228,7 +229,7 @@ def test_a_run_in_a_thread_ends_by_an_event_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_while_processes_read_is_saved(pictures: Path, tmp_path: Path) -> None:
-    """Ctrl-C, and SIGUSR1 by torchrun, reach the whole group; those that read leave it to the one that trains."""
+    """SIGUSR1 by torchrun, and SIGTERM, reach the whole group; those that read leave it to the one that trains."""
     overrides = flipping(pictures, **{"batch.workers": 2, "optim.steps": 100_000, "run.log_every": 1})
     script = f"""
 import djepa_mm, json
@@ -245,10 +246,24 @@ print(outcome.finished)
             break
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGUSR1)
+    os.killpg(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert out.strip() == "False"
     assert checkpoints(tmp_path / "run" / "checkpoints")
+
+
+def test_a_process_that_reads_ends_by_the_word_of_the_one_it_reads_for(pictures: Path) -> None:
+    task = DJEPATask(load_recipe("digits", flipping(pictures, **{"batch.workers": 1})), device=torch.device("cpu"))
+    batches = task.corpus.batches(task.state.cursor)
+    next(batches)
+    (reader,) = multiprocessing.active_children()
+    subprocess.run(["kill", str(reader.pid)], check=True)
+    next(batches)
+    assert reader.is_alive()
+    reader.terminate()
+    reader.join(20)
+    assert not reader.is_alive()
 
 
 def test_an_interrupt_while_processes_start_is_saved(pictures: Path, tmp_path: Path) -> None:
