@@ -122,7 +122,7 @@ def current() -> Ranks:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """In here, processes that torchrun has started are joined."""
+    """In here, processes that torchrun has started are joined. Raises ElsewhereError where another one has ended."""
     if not launched() or dist.is_initialized():
         yield current()
         return
@@ -135,6 +135,10 @@ def joined() -> Iterator[Ranks]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=world)
     try:
         yield current()
+    except RuntimeError as error:
+        if "gloo" in str(error) and "by peer" in str(error):  # closed, or reset
+            raise ElsewhereError("another process has ended; it says why") from None
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -31,6 +32,23 @@ def run_console(*, quiet: bool = False) -> Console:
     if console.is_jupyter and find_spec("ipywidgets") is None:
         return Console(highlight=False, quiet=quiet, force_jupyter=False, force_terminal=False)
     return console
+
+
+@contextmanager
+def quiet_board() -> Iterator[None]:
+    """In here, what TensorBoard's thread cannot write is raised at the next row alone, and not also printed from the
+    thread, with a traceback."""
+    shown = threading.excepthook
+
+    def show(what: threading.ExceptHookArgs) -> None:
+        if not (isinstance(what.exc_value, OSError) and type(what.thread).__module__.startswith("tensorboard.")):
+            shown(what)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = shown
 
 
 @contextmanager

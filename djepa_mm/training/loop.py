@@ -25,7 +25,7 @@ from djepa_mm.ranks import ElsewhereError, current, is_split, settle
 from djepa_mm.recipe.load import dump_recipe
 from djepa_mm.runs.checkpoint import remove_unfinished
 from djepa_mm.runs.files import check_writable, only_run, written_to
-from djepa_mm.runs.log import append_log, cut_log, run_bar, tracker
+from djepa_mm.runs.log import append_log, cut_log, quiet_board, run_bar, tracker
 from djepa_mm.training.callbacks import Callback
 from djepa_mm.training.interrupts import Interrupted, Interrupts
 from djepa_mm.training.optimizers import average_decay, learning_rate, weight_decay_share
@@ -326,6 +326,7 @@ class Trainer:
 
         recipe = self.task.recipe
         with (
+            quiet_board(),
             SummaryWriter(str(self.out / "tensorboard"), purge_step=self.state.step or None) as writer,
             tracker(self.task.settings.tracker, self.out.name, recipe.model_dump(mode="json")) as track,
         ):
