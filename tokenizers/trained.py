@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -23,6 +24,7 @@ from djepa_mm.types import USUAL, Config, Extent, MediaSpec, Pinned, Tokenizer, 
 from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_state, read_tensors
 
 TRAIN = "djepa-mm tokenizer train"
+FIT_AT_ONCE = 16  # items that statistics are taken of together
 AT_ONCE = 64  # tokens in time that go through a network together
 CHANGEABLE = ("size", "vary", "frames", "frame_rate", "max_duration_s", "vocoder")  # keys of the raw tokens
 
@@ -124,11 +126,11 @@ class Trained:
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, spec: MediaSpec) -> Tensor:
-        network = self.network.to(tokens.device)
+        network = self._on(tokens.device)
         return self.raw.decode(self._through(network.decode, self.unit.undo(tokens.float()), spec), spec)
 
     def fit(self, media: Iterable[Tensor]) -> None:
-        self.unit.fit(self._latents(item[None])[0][0] for item in media)
+        self.unit.fit(self._latents(batch)[0].flatten(0, 1) for batch in _batches(media))
 
     def state(self) -> dict[str, Tensor]:
         return self.unit.state()
@@ -136,10 +138,15 @@ class Trained:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.unit.load_state(state)
 
+    def _on(self, device: torch.device) -> Autoencoder:
+        if next(self.network.parameters()).device != device:  # else each call would go through all of its weights
+            self.network.to(device)
+        return self.network
+
     @torch.no_grad()
     def _latents(self, media: Tensor) -> tuple[Tensor, Tensor]:
         """(B, *shape) -> mean and deviation of the latents, (B, N, K) each."""
-        network = self.network.to(media.device)
+        network = self._on(media.device)
 
         def posterior(tokens: Tensor, positions: Tensor) -> Tensor:
             return torch.cat(network.posterior(tokens, positions), dim=-1)
@@ -163,6 +170,13 @@ class Trained:
             some = slice(first * each, last * each)
             parts.append(run(tokens[:, some], positions[:, some])[:, (start - first) * each : (stop - first) * each])
         return torch.cat(parts, dim=1)
+
+
+def _batches(media: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Of neighbours of one shape."""
+    for _, alike in groupby(media, key=lambda item: item.shape):
+        while batch := list(islice(alike, FIT_AT_ONCE)):
+            yield torch.stack(batch)
 
 
 def _checkpoint(path: Path) -> Path:

@@ -171,7 +171,8 @@ class Corpus:
     def fill_cache(self, progress: Progress | None = None) -> None:
         """Tokenize every reading of each item once and keep the tokens."""
         memory = Memory(readings_of(self.source))
-        blocks = ([index] for index in self.specs)
+        counts = {index: spec.num_tokens for index, spec in self.specs.items()}
+        blocks = self._cut(list(counts), counts)  # as many together as in training
         reading = every_reading(
             self.source, self.tokenizer, blocks, seed=self.seed, device=self.device, workers=self.config.workers
         )
@@ -228,7 +229,7 @@ class Corpus:
             batches += self._cut(part, counts)
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
-    def _cut(self, indices: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
+    def _cut(self, indices: Sequence[int], counts: Sequence[int] | Mapping[int, int]) -> list[list[int]]:
         """Cut a list into batches of at most `size` items and `tokens` tokens, padding counted."""
         batches: list[list[int]] = [[]]
         longest = 0
