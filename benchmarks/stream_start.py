@@ -84,9 +84,9 @@ def follow(folder: Path, out: Path, shuffle: int, items: int) -> None:
     taken: list[tuple[int, int, int]] = []
     row = streams._Reading._row
 
-    def noted(self: Any, one: Any) -> Any:
+    def noted(self: Any, one: Any, source: Any) -> Any:
         taken.append((one.epoch, one.shard, one.item))
-        return row(self, one)
+        return row(self, one, source)
 
     streams._Reading._row = noted  # type: ignore[method-assign]
     with out.open("a") as log:
