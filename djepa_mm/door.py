@@ -92,7 +92,7 @@ class Model:
         none. temperature: scale of the noise; these three are the recipe's by default. The same seed gives the same
         items. Raises UserError for what this model cannot fulfil."""
         for name, value, least in (("count", count, 1), ("candidates", candidates, 1), ("batch", batch_size, 1)):
-            if value < least:
+            if not isinstance(value, int) or value < least:
                 raise UserError(f"--{name} {value}: give {least} or more")
         if aspect is not None:
             if size is not None:
@@ -244,6 +244,8 @@ class Model:
         """The conditions, of which guidance leads away from a text where one is given."""
         if negative is None:
             return conditions
+        if any("negative" in one for one in conditions):
+            raise UserError("--negative: the condition says a negative text too; give one of the two")
         return [{**one, "negative": negative} for one in conditions or self.pipeline.condition.usual_requests()]
 
     def _sampler(self, ar_steps: int | None, guidance: float | None, temperature: float | None) -> Sampler:

@@ -111,8 +111,8 @@ class _Pictures:
         if size is not None and tuple(size) != usual:
             if not self.vary:
                 raise UserError(
-                    f"every picture has {height}×{width} pixels, not {size[0]}×{size[1]}: leave the size out, or train "
-                    "with tokenizer.vary"
+                    f"every picture has {height}×{width} pixels (height × width), not {size[0]}×{size[1]}: leave the "
+                    "size out, or train with tokenizer.vary"
                 )
             height, width = size
             if not self._divides(height, width):

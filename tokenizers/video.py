@@ -153,8 +153,8 @@ class _Clips:
             return height, width
         if not self.vary:
             raise UserError(
-                f"every clip has {height}×{width} pixels, not {size[0]}×{size[1]}: leave the size out, or train with "
-                "tokenizer.vary"
+                f"every clip has {height}×{width} pixels (height × width), not {size[0]}×{size[1]}: leave the size "
+                "out, or train with tokenizer.vary"
             )
         height, width = size
         if not self._divides(height, width):

@@ -83,7 +83,7 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 def console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False)
 
 
 def check_finite(**options: float | None) -> None:
@@ -148,12 +148,15 @@ def sides_of(value: str | None) -> tuple[int, int, int, int] | None:
     """Pixels to the left, at the top, to the right and at the bottom, of left=16,right=16."""
     if value is None:
         return None
-    sides = dict.fromkeys(("left", "top", "right", "bottom"), 0)
+    sides, given = dict.fromkeys(("left", "top", "right", "bottom"), 0), dict[str, int]()
     for part in value.split(","):
         side, _, pixels = part.partition("=")
         if side.strip() not in sides or not pixels.strip().isdecimal() or len(pixels) > 5:
             raise UserError(f"--extend {value}: expected pixels by the side, such as left=16,bottom=8")
-        sides[side.strip()] = int(pixels)
+        if side.strip() in given:
+            raise UserError(f"--extend {value}: {side.strip()} comes twice; give each side once")
+        given[side.strip()] = int(pixels)
+    sides |= given
     return (sides["left"], sides["top"], sides["right"], sides["bottom"])
 
 

@@ -122,9 +122,7 @@ class Feedback:
         given = {} if table == "uniform" else {f"{kind}/{name}": share for name, share in table.items()}
         others = [name for name in names if name not in given]
         rest = max(0.0, 1 - sum(given.values())) / max(1, len(others))
-        weights = {
-            name: given.get(name, rest) * self.factors.get(name, 1.0) for name in {**given, **dict.fromkeys(names)}
-        }
+        weights = {name: given.get(name, rest) * self.factors.get(name, 1.0) for name in names}
         total = sum(weights.values())
         return {name: weights[name] / total if total else 0.0 for name in names}
 

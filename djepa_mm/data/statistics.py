@@ -43,8 +43,9 @@ def statistics(run: Path) -> list[Row]:
         )
     feedback = Feedback(recipe.feedback, merged(states))
     wanted: dict[str, float] = {}
-    for kind in recipe.feedback.wanted:
-        wanted |= feedback.shares(kind)
+    for kind, shares in recipe.feedback.wanted.items():
+        given = {} if shares == "uniform" else {f"{kind}/{name}": share for name, share in shares.items()}
+        wanted |= given | feedback.shares(kind)  # those that have never come too
     wanted |= size_shares(getattr(recipe.data, "sizes", None) or (), state["step"])
     offered, sampled = _by_class(feedback.offered), _by_class(feedback.sampled)
     rows = []

@@ -73,6 +73,8 @@ def _votes(path: Path) -> Iterator[tuple[str, str, str | None]]:
                 if header.count(name) != 1:
                     columns = ", ".join(QUESTIONS)
                     raise UserError(f"{path}:1: expected one column {name!r} in a header with {columns}")
+            if header.count(MODEL) > 1:
+                raise UserError(f"{path}:1: the column {MODEL!r} comes twice; leave one of them")
             for row in reader:
                 if not any(field.strip() for field in row):
                     continue
@@ -80,7 +82,9 @@ def _votes(path: Path) -> Iterator[tuple[str, str, str | None]]:
                 if len(row) != len(header):
                     raise UserError(f"{where}: {len(row)} fields, and the header names {len(header)}")
                 answers = {name: field.strip() for name, field in zip(header, row, strict=True)}
-                yield answers.get(MODEL) or MODEL, *_decided(where, answers)
+                if not (model := answers.get(MODEL, MODEL)):
+                    raise UserError(f"{where}: says no {MODEL}; name it, or leave the column out where all are of one")
+                yield model, *_decided(where, answers)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV: {error}") from None
 

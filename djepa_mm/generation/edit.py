@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from djepa_mm.core.sampler import Sampler
 from djepa_mm.generation.pipeline import Pipeline
-from djepa_mm.generation.request import Job, Request
+from djepa_mm.generation.request import Job, Request, check_numbers
 from djepa_mm.types import Extent, MediaSpec, Progress, UserError
 
 
@@ -167,9 +167,13 @@ def out_paint(
     """
     if media.dim() < 3:
         raise UserError("--size and --extend: this model's media have no width and height; edit with --from and --to")
+    check_numbers("extend", sides, "pixels to the left, at the top, to the right and at the bottom", 4)
     left, top, right, bottom = sides
     if min(sides) < 0 or not (any(sides) or mask is not None):
-        raise UserError(f"--extend {left},{top},{right},{bottom}: give 0 or more pixels on each side, and more on one")
+        raise UserError(
+            f"--size and --extend: {left}, {top}, {right} and {bottom} pixels come to the left, at the top, to the "
+            "right and at the bottom; make it 0 or more on each side, and more on one"
+        )
     height, width = media.shape[-2:]
     pipeline.spec_for(Extent(size=(top + height + bottom, left + width + right)))
     canvas = functional.pad(media, (left, right, top, bottom))
@@ -186,6 +190,7 @@ def around(pipeline: Pipeline, media: Tensor, size: tuple[int, int]) -> tuple[in
     tokens so that these can be known. Raises UserError where it is not larger."""
     if media.dim() < 3:
         raise UserError("--size: this model's media have no width and height; leave it out")
+    check_numbers("size", size, "height and width in pixels", 2)
     (height, width), (_, *multiples) = media.shape[-2:], pipeline.tokenizer.span
     more = size[0] - height, size[1] - width
     if min(more) < 0:

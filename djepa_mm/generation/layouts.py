@@ -15,8 +15,10 @@ dpg: dpg_bench/compute_dpg_bench.py of github.com/TencentQQGYLab/ELLA (Hu et al.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,9 @@ def read_prompts(layout: str, path: Path) -> list[Prompt]:
     """The prompts of a benchmark, as it publishes them. Raises UserError, which names the file."""
     try:
         prompts = list(LAYOUTS[layout].read(path))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, a number without end
         raise UserError(f"--prompts {path}: cannot be read for --layout {layout}: {error}") from None
     if not prompts:
         raise UserError(f"--prompts {path}: holds no prompt for --layout {layout}")
@@ -121,11 +125,7 @@ def _compbench_prompts(path: Path) -> Iterator[Prompt]:
     for number, line in enumerate(_text(path).splitlines(), start=1):
         if text := line.split("\t")[0].strip():
             name = text.replace("/", " ").replace("_", " ")
-            if len(f"{name}_000000.png".encode()) > LONGEST_NAME:
-                raise UserError(
-                    f"--prompts {path}:{number}: too long to be the name of a file, which t2i-compbench reads it from"
-                )
-            yield Prompt(text=text, name=name)
+            yield Prompt(text=text, name=_plain(f"{path}:{number}", name))
 
 
 def _compbench_files(folder: Path, number: int, prompt: Prompt, pictures: Sequence[Image.Image]) -> _Files:
@@ -138,11 +138,11 @@ def _compbench_files(folder: Path, number: int, prompt: Prompt, pictures: Sequen
 
 def _genai_prompts(path: Path) -> Iterator[Prompt]:
     """genai_image.json"""
-    rows = json.loads(_text(path))
+    rows = json.loads(_text(path), object_pairs_hook=partial(_each_once, path))
     if not isinstance(rows, dict):
         raise UserError(f"--prompts {path}: expected prompts by their ids, as in genai_image.json")
     for name, row in rows.items():
-        yield Prompt(text=_prompt(f"{path}: {name}", row), name=_plain(path, name))
+        yield Prompt(text=_prompt(f"{path}: {name}", row), name=_plain(f"{path}", name))
 
 
 def _genai_files(folder: Path, number: int, prompt: Prompt, pictures: Sequence[Image.Image]) -> _Files:
@@ -192,8 +192,18 @@ def _prompt(where: str, row: Any) -> str:
     return text
 
 
-def _plain(path: Path, name: str) -> str:
-    """An id that a file can be called by."""
-    if Path(name).name != name or len(name.encode()) > 100:
-        raise UserError(f"--prompts {path}: {name!r} cannot be the name of a file")
+def _each_once(path: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Of a name that comes twice, one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise UserError(f"--prompts {path}: {twice!r} comes twice")
+    return found
+
+
+def _plain(where: str, name: str) -> str:
+    """What a file can be called by."""
+    length = len(f"{name}_000000.png".encode(errors="replace"))
+    if not name or Path(name).name != name or not name.isprintable() or length > LONGEST_NAME:
+        raise UserError(f"--prompts {where}: {name[:100]!r} cannot be the name of a file, by which its scorer knows it")
     return name

@@ -30,6 +30,8 @@ class Request:
     def __post_init__(self) -> None:
         if min(self.seed) < 0:
             raise UserError(f"--seed {min(self.seed)}: expected 0 or more")
+        if self.size is not None:
+            check_numbers("size", self.size, "height and width in pixels", 2)
         pair = isinstance(self.offset, tuple | list)
         moved: Any = self.offset if pair else (self.offset or 0.0,)
         if len(moved) != 1 + pair or not all(isinstance(one, int | float) and -1 <= one <= 1 for one in moved):
@@ -59,3 +61,10 @@ class Job:
 
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(int(np.random.SeedSequence(self.seed).generate_state(1)[0]))
+
+
+def check_numbers(name: str, values: object, what: str, count: int) -> None:
+    """Raises UserError for what is not so many whole numbers."""
+    fits = isinstance(values, tuple | list) and len(values) == count and all(isinstance(one, int) for one in values)
+    if not fits:
+        raise UserError(f"--{name} {values!r}: expected {what}, {count} whole numbers")

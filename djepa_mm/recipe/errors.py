@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ from pydantic_core import ErrorDetails
 from djepa_mm.layout import EXTENSIONS
 
 MOST_SHOWN = 200  # characters of a value
+TYPE = re.compile(r"[a-z-]+\[.*\]")  # in a place that pydantic names, one of a union's types, such as literal['auto']
 
 
 def yaml_problem(error: yaml.YAMLError) -> str:
@@ -23,10 +25,23 @@ def yaml_problem(error: yaml.YAMLError) -> str:
     return " ".join(str(error).split())
 
 
+def telling(errors: Sequence[ErrorDetails]) -> ErrorDetails:
+    """The first, or, of a value that may be of several types, the one of the type that it is most like."""
+    first, *rest = errors
+    of_types = [first, *(one for one in rest if one["loc"][: len(first["loc"]) - 1] == first["loc"][:-1])]
+    return max(of_types, key=lambda one: len(one["loc"])) if _names_a_type(first["loc"][-1:]) else first
+
+
+def _names_a_type(parts: Sequence[int | str]) -> bool:
+    return any(TYPE.fullmatch(str(part)) for part in parts)
+
+
 def problem(error: ErrorDetails, schema: type[BaseModel], origin: str, overridden: Sequence[str]) -> str:
     """One line: file, key, value, what was expected, nearest valid name."""
     models, keys = [schema], []
     for part in error["loc"]:
+        if _names_a_type([part]):
+            continue
         tagged = [m for m in models if part in _tags(m)]
         if tagged and not any(part in m.model_fields for m in models):
             models = tagged  # a union's tag, not a key
@@ -62,7 +77,7 @@ def problem(error: ErrorDetails, schema: type[BaseModel], origin: str, overridde
     if kind == "value_error":
         return f"{origin}: {error['ctx']['error']}"
     if kind == "literal_error":
-        near = difflib.get_close_matches(str(value), error["ctx"]["expected"].replace("'", "").split(), n=1)
+        near = difflib.get_close_matches(str(value), re.findall("'([^']*)'", error["ctx"]["expected"]), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"{where}: expected {error['ctx']['expected']}, got {shown}{hint}"
     message = (

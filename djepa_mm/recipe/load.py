@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from djepa_mm.recipe.errors import problem, yaml_problem
+from djepa_mm.recipe.errors import problem, telling, yaml_problem
 from djepa_mm.recipe.packaged import find_recipe
 from djepa_mm.recipe.schema import Recipe, schema_class
 from djepa_mm.types import Config, UserError
@@ -151,7 +151,7 @@ def parse_recipe(schema: type[Schema], raw: Mapping[str, Any], origin: str, over
     try:
         return schema.model_validate_json(_json(raw))
     except ValidationError as error:
-        raise UserError(problem(error.errors()[0], schema, origin, overridden)) from None
+        raise UserError(problem(telling(error.errors()), schema, origin, overridden)) from None
 
 
 def dump_recipe(recipe: Config) -> str:

@@ -63,9 +63,12 @@ class ModelConfig(Config):
                 f"rotary positions on {len(self.axes)} axes need heads of a width from {2 * len(self.axes)} on, not "
                 f"{width // heads}: change model.width, model.heads or model.axes"
             )
-        if (self.positions == "vope") != (self.field is not None):
-            advice = "leave it out" if self.field is not None else "give the tokens of the longest side"
-            raise ValueError(f"model.field belongs to model.positions vope, and they are {self.positions}: {advice}")
+        if self.positions == "vope" and self.field is None:
+            raise ValueError("model.positions vope needs model.field: give the tokens of the longest side")
+        if self.positions != "vope" and self.field is not None:
+            raise ValueError(
+                f"model.field belongs to model.positions vope, and they are {self.positions}: leave it out"
+            )
         if self.head_positions and not self.fixed_grid:
             raise ValueError(
                 "model.head_positions is a table over a fixed grid: set model.positions to learned or both"
@@ -212,7 +215,7 @@ class FeedbackConfig(Config):
 
     wanted: dict[str, Literal["uniform"] | dict[str, Probability]] = Field(default={})
     """By class of attributes: uniform, or a table of frequencies, what is left of 1 going to the others alike. Classes:
-    numerals, colours, shapes, textures, spatial, label, an item's tags such as style and source, or one's own. The
+    numerals, colours, shapes, textures, spatial, label, style, source, or one's own. The
     others are counted alone."""
     words: dict[str, Annotated[tuple[str, ...], Field(strict=False)]] = Field(default={})
     """More names by class, each with its other forms: animals: [cat=cats=kitten, dog=dogs]."""
@@ -231,6 +234,8 @@ class FeedbackConfig(Config):
             if table != "uniform" and (total := sum(table.values())) > 1 + 1e-6:
                 raise ValueError(f"feedback.wanted.{kind}: its frequencies add up to {total:g}: make it 1 or less")
         for kind, names in self.words.items():
+            if kind in ("size", "aspect", "label", "style", "source"):
+                raise ValueError(f"feedback.words.{kind}: such a class is there, and is of no words: take another name")
             if not kind or "/" in kind or not all(part.strip() for name in names for part in name.split("=")):
                 raise ValueError(f"feedback.words.{kind}: expected names such as cat=cats, and a class without /")
         if self.judged and not self.wanted:

@@ -28,9 +28,9 @@ Advance = Callable[..., None]
 
 def run_console(*, quiet: bool = False) -> Console:
     """Where a run shows how it goes. A notebook without ipywidgets cannot show a live bar: it gets lines of text."""
-    console = Console(highlight=False, quiet=quiet)
+    console = Console(highlight=False, markup=False, quiet=quiet)
     if console.is_jupyter and find_spec("ipywidgets") is None:
-        return Console(highlight=False, quiet=quiet, force_jupyter=False, force_terminal=False)
+        return Console(highlight=False, markup=False, quiet=quiet, force_jupyter=False, force_terminal=False)
     return console
 
 

@@ -142,6 +142,8 @@ class Pretrained(TextEncoder):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
+            if self.name.startswith((".", "/", "~")) and not os.path.isdir(self.name):
+                raise OSError("no such folder")  # else the hub's rules for names are quoted
             yield transformers
         except (*FAILURES, SafetensorError) as error:
             reason = " ".join(str(error).split())[:MOST_REASON] or type(error).__name__

@@ -190,7 +190,9 @@ class DJEPATask:
                 f"feedback.judged {feedback.judged}: the corpus {data.source} cannot judge what was generated: set it "
                 "to 0; a callback may give scores"
             )
-        entries = [held_out.entry(index) for index in range(min(feedback.judged, len(held_out)))]
+        if feedback.judged > len(held_out):
+            raise UserError(f"feedback.judged {feedback.judged}: {len(held_out)} items are held out; give no more")
+        entries = [held_out.entry(index) for index in range(feedback.judged)]
         requests = [
             Request(condition=self.pipeline.condition.request(entry), seed=(self.recipe.run.seed, n))
             for n, entry in enumerate(entries)

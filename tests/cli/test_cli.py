@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT, inside, sets
+from support import ROOT, inside, sets, write_pictures
 
 SMALL = [
     "model.width=32", "model.depth=1", "model.heads=2", "head.width=32", "head.blocks=1", "head.steps=3",
@@ -427,6 +427,14 @@ def test_data_check_names_broken_files(tmp_path: Path) -> None:
     (tmp_path / "wavs" / "b.wav").unlink()
     soundfile.write(tmp_path / "wavs" / "b.wav", np.zeros(22050), 22050)
     assert inside("data", "check", "ljspeech", "--set", f"data.root={tmp_path}").returncode == 0
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    write_pictures(tmp_path, (3, 8, 8), (3, 8, 8))
+    (tmp_path / "class0").rename(tmp_path / "[old]")
+    overrides = sets(f"data.root={tmp_path}", "data.size=[8,8]", "tokenizer.size=[8,8]")
+    result = inside("data", "check", "pictures", *overrides)
+    assert "[old]" in result.stdout, result
 
 
 def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, digits_run: Path) -> None:

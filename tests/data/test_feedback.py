@@ -65,6 +65,11 @@ def test_recipes_give_more_words() -> None:
         ({"wanted": {"colours": {"redd": 0.5}}}, r"^feedback\.wanted\.colours: 'redd' is none of its names"),
         ({"wanted": {"colours": {"red": 0.5, "blue": 0.6}}}, r"add up to 1\.1"),
         ({"wanted": {"size": "uniform"}}, "drawn at each reading"),
+        (
+            {"wanted": {"colours": {"red": -0.5}}},
+            r"wanted\.colours\.red: expected greater than or equal to 0",
+        ),
+        ({"words": {"aspect": ["1:1"]}}, r"feedback\.words\.aspect: such a class is there"),
         ({"words": {"a/b": ["c"]}}, "a class without /"),
         ({"judged": 4}, "needs frequencies to move"),
     ],
@@ -116,7 +121,8 @@ def test_frequencies_of_a_class() -> None:
     table = Feedback(FeedbackConfig(wanted={"colours": {"red": 0.5, "pink": 0.1}}))
     for name in ("red", "blue", "green"):
         table.observe([f"colours/{name}", "shapes/circle"], taken=False)
-    assert table.shares("colours") == pytest.approx({"colours/red": 0.5, "colours/blue": 0.2, "colours/green": 0.2})
+    expected = {"colours/red": 5 / 9, "colours/blue": 2 / 9, "colours/green": 2 / 9}  # no pink has come
+    assert table.shares("colours") == pytest.approx(expected)
     assert table.offered == {"colours/red": 1, "shapes/circle": 3, "colours/blue": 1, "colours/green": 1}
     assert not table.sampled
 

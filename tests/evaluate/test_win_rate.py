@@ -52,6 +52,11 @@ def test_the_first_question_that_is_not_the_same_decides(tmp_path: Path) -> None
         ("adherence,coherence,realism\nbetter,same,same\nsame,,better\n", r"bad\.csv:3: coherence '' is none"),
         ("adherence,coherence,realism\nbetter,same,2\n", r"bad\.csv:2: realism '2'"),
         ("adherence,coherence,realism\nbetter,same\n", r"bad\.csv:2: 2 fields, and the header names 3"),
+        (
+            "model,model,adherence,coherence,realism\na,b,same,same,same\n",
+            r"bad\.csv:1: .*'model' comes twice",
+        ),
+        ("model,adherence,coherence,realism\n,same,same,same\n", r"bad\.csv:2: says no model"),
         ('adherence,coherence,realism\n"better,same,same\n', "cannot be read as CSV"),
     ],
 )

@@ -106,7 +106,7 @@ def test_pictures_of_one_size_are_refused_another() -> None:
     with pytest.raises(UserError) as error:
         patches.spec_for(Extent(size=(16, 8)))
     assert str(error.value) == (
-        "every picture has 8×8 pixels, not 16×8: leave the size out, or train with tokenizer.vary"
+        "every picture has 8×8 pixels (height × width), not 16×8: leave the size out, or train with tokenizer.vary"
     )
 
 

@@ -226,6 +226,8 @@ class ImageFolder:
             file, texts, reason = _caption(line)
             if reason is None and file not in names:
                 reason = "no such picture"
+            if reason is None and not isinstance(captions.get(file, ""), str):
+                reason = "a picture that has one already"
             if reason is None:
                 captions[file] = texts
             else:
@@ -267,7 +269,7 @@ def _caption(line: bytes) -> tuple[str, Texts, str | None]:
         return "", (), "not JSON"
     if not isinstance(row, dict) or not isinstance(row.get("file"), str):
         return "", (), 'no "file" and "caption" that are texts'
-    captions = row.get("captions", [row.get("caption")])
+    captions = row.get("captions") or [row.get("caption")]
     if not isinstance(captions, list) or not captions or not all(isinstance(one, str) for one in captions):
         return _key(row["file"]), (), 'no "file" and "caption" that are texts'
     return _key(row["file"]), tuple(captions), None

@@ -122,6 +122,7 @@ def test_lines_of_captions_that_say_nothing_are_counted(pictures: Path) -> None:
         json.dumps({"file": "dog\\deep\\d.bmp", "caption": "bl\u00fc"}) + "\r",
         json.dumps({"file": "dog/gone.bmp", "caption": "x"}),
         "[" * 100_000,
+        json.dumps({"file": "cat/b.JPG", "captions": None, "caption": "green"}),
     ]
     text = "\n".join(lines).encode() + b'\n{"file": "dog/c.webp", "caption": "caf\xe9"}\n'
     (pictures / "captions.jsonl").write_bytes(text)
@@ -132,7 +133,8 @@ def test_lines_of_captions_that_say_nothing_are_counted(pictures: Path) -> None:
         "lines of captions.jsonl: not JSON (3, 10)": 2,
         'lines of captions.jsonl: no "file" and "caption" that are texts (4, 6, 7)': 3,
         "lines of captions.jsonl: no such picture (9)": 1,
-        "lines of captions.jsonl: not UTF-8 (11)": 1,
+        "lines of captions.jsonl: a picture that has one already (11)": 1,
+        "lines of captions.jsonl: not UTF-8 (12)": 1,
     }
 
 
