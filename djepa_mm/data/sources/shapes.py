@@ -26,7 +26,7 @@ class ShapesConfig(SourceConfig):
     """Height and width."""
     sizes: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None = None
     """In place of `size`: the least and the most pixels, between which each picture draws its height and its width."""
-    multiple: PositiveInt = 8
+    multiple_of: PositiveInt = 8
     """Of which `sizes` draws multiples: the tokenizer's patch."""
     objects: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (6.0, 14.0)
     """Height and width of the smallest objects and of the largest, in pixels."""
@@ -52,8 +52,8 @@ class ShapesConfig(SourceConfig):
                 )
         elif not self.sides or self.sides[0] < least:
             raise ValueError(
-                f"data.sizes: {list(self.sizes)} must hold a multiple of data.multiple {self.multiple}, and none below "
-                f"{least}, which objects of {self.objects[0]:g} pixels need"
+                f"data.sizes: {list(self.sizes)} must hold a multiple of data.multiple_of {self.multiple_of}, and none "
+                f"below {least}, which objects of {self.objects[0]:g} pixels need"
             )
         return self
 
@@ -62,7 +62,7 @@ class ShapesConfig(SourceConfig):
         """Heights and widths that `sizes` draws from."""
         assert self.sizes is not None
         least, most = self.sizes
-        return range(-(-least // self.multiple) * self.multiple, most + 1, self.multiple)
+        return range(-(-least // self.multiple_of) * self.multiple_of, most + 1, self.multiple_of)
 
     def build(self) -> Shapes:
         return Shapes(self)

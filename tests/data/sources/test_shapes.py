@@ -38,7 +38,7 @@ def test_sizes_of_all_aspects() -> None:
     assert {shape[1:] for shape in shapes} == {(h, w) for h in (24, 32, 40) for w in (24, 32, 40)}
     assert min(shapes.values()) > 20
     assert all(source.read(index).media.shape == source.shape(index) for index in range(20))
-    narrow = config(sizes=[24, 40], multiple=5).build()
+    narrow = config(sizes=[24, 40], multiple_of=5).build()
     assert {side for index in range(200) for side in narrow.shape(index)[1:]} == {25, 30, 35, 40}
 
 
@@ -97,7 +97,7 @@ def test_the_corpus_judges_its_own() -> None:
     [
         ({"size": [16, 32]}, "too small for objects of 6 pixels; give 17"),
         ({"objects": [9, 8]}, "give the least first"),
-        ({"sizes": [33, 39]}, "must hold a multiple of data.multiple 8"),
+        ({"sizes": [33, 39]}, "must hold a multiple of data.multiple_of 8"),
         ({"sizes": [8, 40]}, "none below 17"),
         ({"sizes": [40, 24]}, "must hold a multiple"),
         ({"categories": []}, "at least 1 item"),
