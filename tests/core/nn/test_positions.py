@@ -127,5 +127,5 @@ def test_angles_in_a_field_of_view_are_exact_under_autocast() -> None:
 def test_a_field_of_view_goes_with_vope_alone() -> None:
     with pytest.raises(UserError, match=r"model\.field belongs to model\.positions vope, and they are rotary: leave"):
         load_recipe("digits", ["model.positions=rotary", "model.field=8"])
-    with pytest.raises(UserError, match="they are vope: give the tokens of the longest side"):
+    with pytest.raises(UserError, match=r"model\.positions vope needs model\.field: give the tokens"):
         load_recipe("digits", ["model.positions=vope"])
