@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -92,7 +93,7 @@ class Model:
         none. temperature: scale of the noise; these three are the recipe's by default. The same seed gives the same
         items. Raises UserError for what this model cannot fulfil."""
         for name, value, least in (("count", count, 1), ("candidates", candidates, 1), ("batch", batch_size, 1)):
-            if not isinstance(value, int) or value < least:
+            if not isinstance(value, Integral) or value < least:
                 raise UserError(f"--{name} {value}: give {least} or more")
         if aspect is not None:
             if size is not None:

@@ -142,7 +142,7 @@ def _genai_prompts(path: Path) -> Iterator[Prompt]:
     if not isinstance(rows, dict):
         raise UserError(f"--prompts {path}: expected prompts by their ids, as in genai_image.json")
     for name, row in rows.items():
-        yield Prompt(text=_prompt(f"{path}: {name}", row), name=_plain(f"{path}", name))
+        yield Prompt(text=_prompt(f"{path}: {name}", row), name=_plain(str(path), name))
 
 
 def _genai_files(folder: Path, number: int, prompt: Prompt, pictures: Sequence[Image.Image]) -> _Files:
@@ -203,7 +203,10 @@ def _each_once(path: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _plain(where: str, name: str) -> str:
     """What a file can be called by."""
-    length = len(f"{name}_000000.png".encode(errors="replace"))
-    if not name or Path(name).name != name or not name.isprintable() or length > LONGEST_NAME:
+    try:
+        length = len(f"{name}_000000.png".encode())
+    except UnicodeEncodeError:  # half a character
+        length = LONGEST_NAME + 1
+    if not name or Path(name).name != name or "\0" in name or length > LONGEST_NAME:
         raise UserError(f"--prompts {where}: {name[:100]!r} cannot be the name of a file, by which its scorer knows it")
     return name

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ class Pipeline:
         """Height and width of that aspect, width / height, of about as many pixels as usual media have.
 
         Raises UserError where media have no aspect."""
-        if not isinstance(aspect, int | float) or not 1 / MOST_ASPECT <= aspect <= MOST_ASPECT:
+        if not isinstance(aspect, Real) or not 1 / MOST_ASPECT <= aspect <= MOST_ASPECT:
             raise UserError(f"--aspect {aspect}: expected width / height, from 1/{MOST_ASPECT} to {MOST_ASPECT}")
         shape, multiples = (() if self.tokenizer.fixed is None else self.tokenizer.fixed.shape), self.tokenizer.span[1:]
         with suppress(UserError):  # of any length, such as sounds
@@ -314,7 +315,7 @@ def with_sampling(
 ) -> Sampler:
     """The sampler with those of the settings that are given. Raises UserError where they are out of range."""
     for name, value, least in (("steps", ar_steps, 1), ("guidance", guidance, 0), ("temperature", temperature, 0)):
-        if value is not None and not (isinstance(value, int | float) and least <= value <= MOST):
+        if value is not None and not (isinstance(value, Real) and least <= value <= MOST):
             raise UserError(f"--{name} {value}: give {least} to {MOST:,}")
     changes: dict[str, Any] = {"ar_steps": ar_steps, "guidance": guidance, "temperature": temperature}
     return replace(sampler, **{key: value for key, value in changes.items() if value is not None})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,8 @@ class Job:
 
 def check_numbers(name: str, values: object, what: str, count: int) -> None:
     """Raises UserError for what is not so many whole numbers."""
-    fits = isinstance(values, tuple | list) and len(values) == count and all(isinstance(one, int) for one in values)
+    fits = (
+        isinstance(values, tuple | list) and len(values) == count and all(isinstance(one, Integral) for one in values)
+    )
     if not fits:
         raise UserError(f"--{name} {values!r}: expected {what}, {count} whole numbers")

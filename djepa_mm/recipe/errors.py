@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from djepa_mm.layout import EXTENSIONS
 
 MOST_SHOWN = 200  # characters of a value
-TYPE = re.compile(r"[a-z-]+\[.*\]")  # in a place that pydantic names, one of a union's types, such as literal['auto']
+TYPE = re.compile(r"(literal|dict|list|tuple)\[.*\]")  # one of a union's, among the keys that pydantic names
 
 
 def yaml_problem(error: yaml.YAMLError) -> str:
@@ -28,19 +28,18 @@ def yaml_problem(error: yaml.YAMLError) -> str:
 def telling(errors: Sequence[ErrorDetails]) -> ErrorDetails:
     """The first, or, of a value that may be of several types, the one of the type that it is most like."""
     first, *rest = errors
-    of_types = [first, *(one for one in rest if one["loc"][: len(first["loc"]) - 1] == first["loc"][:-1])]
-    return max(of_types, key=lambda one: len(one["loc"])) if _names_a_type(first["loc"][-1:]) else first
-
-
-def _names_a_type(parts: Sequence[int | str]) -> bool:
-    return any(TYPE.fullmatch(str(part)) for part in parts)
+    *place, last = first["loc"] or ("",)
+    if not TYPE.fullmatch(str(last)):
+        return first
+    of_types = [first, *(one for one in rest if list(one["loc"][: len(place)]) == place)]
+    return max(of_types, key=lambda one: len(one["loc"]))
 
 
 def problem(error: ErrorDetails, schema: type[BaseModel], origin: str, overridden: Sequence[str]) -> str:
     """One line: file, key, value, what was expected, nearest valid name."""
     models, keys = [schema], []
     for part in error["loc"]:
-        if _names_a_type([part]):
+        if TYPE.fullmatch(str(part)) and error["type"] != "extra_forbidden":  # which is said of a key
             continue
         tagged = [m for m in models if part in _tags(m)]
         if tagged and not any(part in m.model_fields for m in models):

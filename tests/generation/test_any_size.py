@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import DIGITS, untrained
@@ -31,6 +32,12 @@ def many() -> Model:
 def test_an_aspect_keeps_about_as_many_pixels(many: Model, aspect: str, size: tuple[int, int]) -> None:
     (item,) = many.generate(class_=3, aspect=aspect_of(aspect))
     assert item.media.shape == (1, *size)
+
+
+def test_numbers_may_be_numpys(many: Model) -> None:
+    numbers: dict[str, Any] = {"count": np.int64(1), "size": tuple(np.array([8, 16])), "guidance": np.float32(1)}
+    (item,) = many.generate(class_=3, **numbers)
+    assert item.media.shape == (1, 8, 16)
 
 
 def test_sizes_that_no_model_can_have(many: Model, painter: Pipeline, speaker: Pipeline) -> None:

@@ -88,6 +88,13 @@ def test_genai_bench(tmp_path: Path) -> None:
     assert len(os.listdir(tmp_path / "out" / "ours")) == 3
 
 
+def test_prompts_may_have_any_character_that_a_name_may_have(tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_text("a\u00a0red caf\u00e9\n", encoding="utf-8")
+    (prompt,) = read_prompts("t2i-compbench", tmp_path / "prompts")
+    (path,) = write_layout("t2i-compbench", [prompt], pictures(1)[:1], tmp_path / "out")
+    assert path.name == "a\u00a0red caf\u00e9_000000.png"
+
+
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_dpg(count: int, tmp_path: Path) -> None:
     source = tmp_path / "prompts"

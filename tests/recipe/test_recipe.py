@@ -164,6 +164,7 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, old: str, new: str,
     ("override", "parts"),
     [
         ("optim.learning_rate=1", ["optim.learning_rate", "unknown key"]),
+        ("list[0]=1", ["list[0]", "unknown key"]),
         ("optim.lr", ["optim.lr", "section.key=value"]),
         ("optim.lr=-1", ["optim.lr", "-1", "greater than 0"]),
         ("name.x=1", ["'name'", "holds a value"]),
