@@ -27,6 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from djepa_mm.evaluate.distance import psnr_db, ssim
+from djepa_mm.evaluate.visual import spread
 from djepa_mm.recipe.tokenizer import load_tokenizer_recipe
 from djepa_mm.tokenizers.trained import TrainedConfig
 from djepa_mm.training.tokenizer import train_tokenizer
@@ -171,11 +172,14 @@ def main() -> None:
     parser.add_argument("clips", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--count", type=int, help="Held-out clips, spread over all of them; all if not given.")
     parser.add_argument("--only", choices=("ours", "AutoencoderKL", "AutoencoderKLCogVideoX"))
     arguments = parser.parse_args()
     split(arguments.clips, arguments.out)
     table = Table("tokenizer", "compression", "parameters, M", "steps", "PSNR, dB", "SSIM", "s a clip")
     clips = list(held_out(arguments.out))
+    if arguments.count is not None:
+        clips = [clips[n] for n in spread(arguments.count, len(clips))]
     for name in ("ours", "AutoencoderKL", "AutoencoderKLCogVideoX"):
         if arguments.only not in (None, name):
             continue

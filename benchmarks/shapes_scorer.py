@@ -1,9 +1,9 @@
 """How well the rules of the corpus `shapes` tell pictures that fit their captions from others.
 
-    python benchmarks/shapes_scorer.py --count 600
+    python benchmarks/shapes_scorer.py --count 600 [--overlap 0.5] [--run RUN]
 
 Real pictures of seen and of unseen combinations, captions with one word changed, pictures that are a little worse,
-and rubbish; then how many scenes are drawn and judged in a second.
+those that a run makes, and rubbish; then how many scenes are drawn and judged in a second.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from djepa_mm.data import scene_scorer
 from djepa_mm.data.scene_scorer import find, fits
 from djepa_mm.data.scenes import CATEGORIES, parse
 from djepa_mm.data.sources.shapes import ShapesConfig
+from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.types import Item
 
 SIZES = ((32, 32), (48, 48), (64, 64), (64, 32), (32, 64))
@@ -65,7 +69,10 @@ def row(name: str, items: list[Item], change: Callable[[Tensor], Tensor] = torch
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=600, help="scenes of a row, half of them unseen combinations")
-    count = parser.parse_args().count // 2
+    parser.add_argument("--overlap", type=float, default=scene_scorer.LEAST_OVERLAP, help="of an object with its shape")
+    parser.add_argument("--run", type=Path, help="of shapes at 32×32")
+    args = parser.parse_args()
+    count, scene_scorer.LEAST_OVERLAP = args.count // 2, args.overlap
     torch.manual_seed(0)
     print(f"| % that fit their captions / with one word changed | {' | '.join(CATEGORIES)} |")
     print("|---" * (1 + len(CATEGORIES)) + "|")
@@ -78,6 +85,10 @@ def main() -> None:
             small = items
     for name, change in CHANGES.items():
         print(row(name, small, change))
+    if args.run is not None:
+        made = Pipeline.load(args.run)
+        pictures = made(made.requests([{"text": item.entry.text} for item in small]))
+        print(row(str(args.run), [replace(item, media=one) for item, one in zip(small, pictures, strict=True)]))
     captions = [parse(item.entry.text or "") for item in small]
     for name, make in RUBBISH.items():
         print(f"{name}: {100 * fmean(fits(find(make()), caption) for caption in captions):.2f} % fit")
