@@ -16,6 +16,7 @@ from djepa_mm.cli.options import (
     SetOption,
     console,
     progress_bar,
+    same_command,
     write_json,
 )
 
@@ -44,7 +45,7 @@ def train_tokenizer_verb(
     folder = out or Path("runs") / loaded.name
     outcome = train_tokenizer(loaded, folder, resume=resume, device=find_device(device), console=run_console())
     if not outcome.finished:
-        typer.echo(f"go on with it: djepa-mm tokenizer train {recipe} --out {outcome.run} --resume")
+        typer.echo(f"go on with it: {same_command('--resume')}")
         raise typer.Exit(130)
     if current().first:
         with progress_bar("reconstructing") as progress:

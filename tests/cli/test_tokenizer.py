@@ -13,6 +13,7 @@ from djepa_mm.media.pictures import Pictures, read_picture
 from djepa_mm.recipe.kinds import load_any
 from djepa_mm.recipe.packaged import packaged_recipes
 from djepa_mm.tokenizers.autoencoder import Autoencoder
+from djepa_mm.training.loop import Outcome
 
 KINDS = ("digits", "digits-tokens", "vocoder")
 SMALL = sets(
@@ -61,6 +62,20 @@ def test_mistakes_in_them_are_one_line(tmp_path: Path) -> None:
         assert expected in mistake(*verb, str(tmp_path / "mine.yaml"))
     assert "a recipe of the kind tokenizer; train it: djepa-mm tokenizer train" in mistake("train", "digits-tokens")
     assert "a recipe of the kind tokenizer; train it" in mistake("vocoder", "train", "digits-tokens")
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "vocoder"])
+def test_a_stopped_run_says_the_command_that_goes_on_with_the_same_settings(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = {"tokenizer": "digits-tokens", "vocoder": "vocoder"}[kind]
+    stopped = Outcome(run=tmp_path, step=1, finished=False)
+    monkeypatch.setattr(f"djepa_mm.training.{kind}.train_{kind}", lambda *_, **__: stopped)
+    words = (kind, "train", name, "--out", str(tmp_path), "--set", "optim.lr=1e-4")
+    for given in (words, (*words, "--resume")):
+        result = inside(*given)
+        assert result.returncode == 130
+        assert result.stdout == f"go on with it: djepa-mm {' '.join(words)} --resume\n"
 
 
 def test_what_a_recipe_of_any_kind_builds() -> None:
