@@ -111,6 +111,20 @@ def test_corpora_of_any_recipe_are_checked_packed_and_fetched(tmp_path: Path) ->
 # --- from a tokenizer to pictures -------------------------------------------------------------------------------------
 
 
+def test_a_tokenizer_is_trained_though_nothing_that_is_held_out_can_be_read(tmp_path: Path) -> None:
+    root, held_out = (write_pictures(tmp_path / name, *[(3, 8, 8)] * 4) for name in ("pictures", "held-out"))
+    for picture in held_out.rglob("*.png"):
+        picture.write_bytes(picture.read_bytes()[:60])
+    data = f"data={{source: image-folder, root: {root}, size: [8, 8], held_out_root: {held_out}}}"
+    changes = sets("tokenizer={kind: patches, patch: 4, size: [8, 8]}", data)
+    result = inside("tokenizer", "train", "digits-tokens", "--out", str(tmp_path / "run"), *SMALL, *changes)
+    assert result.returncode == 0
+    assert "not measured: no item of the corpus can be used to measure with: class0/00.png: " in result.stderr
+    assert "train on its tokens" in result.stdout
+    evaluated = mistake("tokenizer", "evaluate", str(tmp_path / "run"))
+    assert "can be used to measure with: class0/00.png: not readable as a picture" in evaluated
+
+
 def test_the_way_from_a_corpus_to_pictures(tmp_path: Path) -> None:
     """Train a tokenizer, look at it, encode, train on the latents, generate, edit; and what is not published."""
     root = write_pictures(tmp_path / "pictures", *[(3, 16, 16)] * 8)
@@ -148,6 +162,8 @@ def test_the_way_from_a_corpus_to_pictures(tmp_path: Path) -> None:
     for options in (("--to", "djepa"), ("--to", "djepa", "--weights", "plain")):
         assert expected in mistake("export", "run", *options, cwd=tmp_path)
     assert "run uses no VAE that is a folder here (trained)" in mistake("export", "run", "--to", "kl16", cwd=tmp_path)
-    assert "a recipe of the kind tokenizer" in mistake("export", "tokens", "--to", "djepa", cwd=tmp_path)
+    assert "a run of the kind tokenizer; give a run of a model" in mistake(
+        "export", "tokens", "--to", "djepa", cwd=tmp_path
+    )
     published = ("import", "theirs.pth", "--recipe", "digits", *on_tokens, *sets(djepa, "condition.classes=10"))
     assert expected in mistake(*published, cwd=tmp_path)
