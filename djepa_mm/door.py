@@ -237,6 +237,8 @@ class Model:
         if not isinstance(item, Tensor) or not item.is_floating_point():
             kind = item.dtype if isinstance(item, Tensor) else type(item).__name__
             raise UserError(f"expected a file, or media as a tensor of floats in [-1, 1], not {kind}")
+        if not item.isfinite().all():
+            raise UserError("media: some of the tensor's values are NaN or infinite; they are to be in [-1, 1]")
         if sized:
             tokenizer.spec_of(tuple(item.shape))
         return item

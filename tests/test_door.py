@@ -542,3 +542,6 @@ def test_media_are_tensors_of_floats(painter: Pipeline) -> None:
     for odd in (torch.zeros(1, 8, 8, dtype=torch.uint8), np.zeros((1, 8, 8)), None):
         with pytest.raises(UserError, match=r"expected a file, or media as a tensor of floats in \[-1, 1\], not "):
             model(painter).encode(odd)  # type: ignore[arg-type]
+    for value in (torch.nan, torch.inf):
+        with pytest.raises(UserError, match="some of the tensor's values are NaN or infinite"):
+            model(painter).encode(torch.full((1, 8, 8), value))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
@@ -27,6 +29,7 @@ TRAIN = "djepa-mm tokenizer train"
 FIT_AT_ONCE = 16  # items that statistics are taken of together
 AT_ONCE = 64  # tokens in time that go through a network together
 CHANGEABLE = ("size", "vary", "frames", "frame_rate", "max_duration_s", "vocoder")  # keys of the raw tokens
+RAW_KEYS = re.compile(rf"\btokenizer\.({'|'.join(CHANGEABLE)})\b")
 
 
 class TrainedConfig(Config):
@@ -68,7 +71,8 @@ class Trained:
         raw = _section(kinds, tokens | config.media, "tokenizer.media" if config.media else said)
         if isinstance(raw, Pinned):
             raise UserError(f"{said}: tokens of the kind {tokens['kind']} are not raw")
-        self.raw: Tokenizer = raw.build()
+        with _by_its_own_keys():
+            self.raw: Tokenizer = raw.build()
         if config.sample and self.model.bottleneck != "kl":
             raise UserError(f"tokenizer.sample: tokens of the bottleneck {self.model.bottleneck} are not drawn")
         if config.sha256 not in (None, self.weights_hash):
@@ -107,10 +111,12 @@ class Trained:
         return self.raw.fixed
 
     def spec_of(self, shape: tuple[int, ...]) -> MediaSpec:
-        return self.raw.spec_of(shape)
+        with _by_its_own_keys():
+            return self.raw.spec_of(shape)
 
     def spec_for(self, extent: Extent = USUAL) -> MediaSpec:
-        return self.raw.spec_for(extent)
+        with _by_its_own_keys():
+            return self.raw.spec_for(extent)
 
     @property
     def draws(self) -> bool:
@@ -170,6 +176,15 @@ class Trained:
             some = slice(first * each, last * each)
             parts.append(run(tokens[:, some], positions[:, some])[:, (start - first) * each : (stop - first) * each])
         return torch.cat(parts, dim=1)
+
+
+@contextmanager
+def _by_its_own_keys() -> Iterator[None]:
+    """Mistakes of raw tokens name their keys, which here are those of `media`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(RAW_KEYS.sub(r"tokenizer.media.\1", str(error))) from None
 
 
 def _batches(media: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -49,6 +49,10 @@ def parse_tokenizer(text: str, files: Sequence[Path] = (), like: Candidate | Non
         try:
             find_recipe(name)
         except UserError as error:
+            if Path(name).is_dir():
+                raise UserError(
+                    f"--tokenizer {name}: a folder; of a run that trained one: trained,path={name}"
+                ) from None
             raise UserError(f"--tokenizer {name}: no kind of tokenizer ({', '.join(kinds)}), and {error}") from None
         return candidate_of(text, load_recipe(name, [f"tokenizer.{pair}" for pair in pairs]).tokenizer)
     fields = kinds[name].model_fields

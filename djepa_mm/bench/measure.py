@@ -27,10 +27,11 @@ from djepa_mm.media.sheet import sheet
 from djepa_mm.media.sounds import Sounds
 from djepa_mm.moments import Covariance, Moments
 from djepa_mm.recipe.load import recipe_data
-from djepa_mm.types import Media, MediaSpec, Progress, Tokenizer
+from djepa_mm.types import Media, MediaSpec, Progress, Tokenizer, UserError
 
 DEAD = 0.01  # of the root mean square of all channels' deviations: a channel below it says nothing
 NOISES = (0.1, 0.2, 0.4)  # deviations that a generator may leave in tokens of unit variance
+MOST_LETTERS = 150  # of a tokenizer in the names of files, so that long paths differ
 MOST_CHANNELS = 2048  # whose covariance is computed: of more it takes minutes
 DIFFERENCE_GAIN = 4.0  # of pictures and clips, so that small errors are seen
 PLAIN = (
@@ -80,8 +81,8 @@ class Measures:
 
     @property
     def dead_share(self) -> float:
-        """Share of channels whose deviation is under DEAD of the root mean square of all."""
-        return (self.std < DEAD * self.std.square().mean().sqrt()).float().mean().item()
+        """Share of channels whose deviation is no more than DEAD of the root mean square of all."""
+        return (self.std <= DEAD * self.std.square().mean().sqrt()).float().mean().item()
 
 
 @torch.no_grad()
@@ -201,7 +202,11 @@ def bench(
 ) -> list[Row]:
     """Every tokenizer on all files: fitted to them, and measured. The first `examples` are kept.
 
-    Raises UserError where no tokenizer can read any file."""
+    Raises UserError where no tokenizer can read any file, and where what is written of two would have one name."""
+    names: dict[str, str] = {}
+    for candidate in candidates:
+        if (other := names.setdefault(file_name(candidate), candidate.name)) != candidate.name:
+            raise UserError(f"--tokenizer {candidate.name} and {other}: their files would have one name; give one")
     rows = []
     for n, candidate in enumerate(candidates):
 
@@ -329,7 +334,7 @@ def write_comparisons(row: Row, folder: Path) -> Iterator[Path]:
     if row.measures is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    media, name = row.candidate.tokenizer.media, slug(row.candidate.name)
+    media, name = row.candidate.tokenizer.media, file_name(row.candidate)
     sounds = isinstance(media, Sounds)
     previews = []
     for n, (source, example) in enumerate(zip(row.read, row.measures.examples, strict=False)):
@@ -347,6 +352,11 @@ def write_comparisons(row: Row, folder: Path) -> Iterator[Path]:
 def difference(example: Example, gain: float) -> Tensor:
     """`gain` times reconstruction minus original, in [-1, 1]."""
     return ((example.reconstruction - example.original) * gain).clamp(-1, 1)
+
+
+def file_name(candidate: Candidate) -> str:
+    """How the names of all files begin that are written of a tokenizer."""
+    return slug(candidate.name, MOST_LETTERS)
 
 
 def slug(name: str, most: int = 60) -> str:

@@ -17,10 +17,10 @@ from djepa_mm.conditions.none import NoConditionConfig
 from djepa_mm.data.drawing import drawing
 from djepa_mm.data.streams import open_corpus
 from djepa_mm.evaluate.visual import spread, usable_items
+from djepa_mm.recipe.load import Overrides, trained_on
 from djepa_mm.recipe.tokenizer import TokenizerRecipe, load_tokenizer_recipe
 from djepa_mm.tokenizers.trained import Trained, TrainedConfig
-from djepa_mm.types import Progress, Source, Stream
-from djepa_mm.weights import trained_in
+from djepa_mm.types import Progress, Source, Stream, UserError
 
 COUNT = 100  # items of each side, where nothing else is asked for
 
@@ -37,6 +37,7 @@ class Reconstruction:
 
 def reconstruct(
     run: Path,
+    overrides: Overrides = (),
     *,
     count: int = COUNT,
     noises: Sequence[float] = NOISES,
@@ -45,11 +46,14 @@ def reconstruct(
 ) -> Reconstruction:
     """Of the newest checkpoint of a tokenizer's run, or of that checkpoint; of up to `count` items of each side.
 
-    Tokens have unit variance over those of training. Raises UserError where there is no tokenizer or no corpus."""
+    overrides: of its recipe's corpus, which may lie elsewhere now. Tokens have unit variance over those of training.
+    Raises UserError where there is no tokenizer or no corpus."""
+    for override in overrides:
+        if override.partition("=")[0].partition(".")[0].strip() != "data":
+            raise UserError(f"--set {override}: the tokenizer is as it was trained; set keys of data alone")
     tokenizer = TrainedConfig(kind="trained", path=str(run)).build()
-    recipe = load_tokenizer_recipe(tokenizer.checkpoint / "recipe.yaml")
-    folder = trained_in(tokenizer.checkpoint)
-    data = recipe.data if folder is None else recipe.data.seen_from(folder)
+    recipe = load_tokenizer_recipe(tokenizer.checkpoint / "recipe.yaml", overrides)
+    data = trained_on(recipe.data, tokenizer.checkpoint, overrides)
     training, held_out = data.build(), data.build_held_out()
     sides: list[Source | Stream] = [side for side in (training, held_out) if side is not None]
     total = (1 + len(sides)) * count  # training items are read twice

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from djepa_mm.bench.candidate import Candidate, build_candidate, read_media
-from djepa_mm.bench.measure import Row, slug
+from djepa_mm.bench.measure import Row, file_name, slug
 from djepa_mm.recipe.load import recipe_data
 from djepa_mm.types import MediaSpec, UserError
 
@@ -78,7 +78,7 @@ def save_all(row: Row, folder: Path, device: torch.device | str = "cpu") -> Iter
     tokenizer = row.candidate.tokenizer
     for n, path in enumerate(row.read):
         media = read_media(path, tokenizer)
-        target = folder / f"{slug(row.candidate.name)}-{n:04d}-{slug(path.stem)}.safetensors"
+        target = folder / f"{file_name(row.candidate)}-{n:04d}-{slug(path.stem)}.safetensors"
         tokens = tokenizer.encode(media[None].to(device))[0]
         save_tokens(target, tokens, tokenizer.spec_of(tuple(media.shape)), row.candidate)
         yield target

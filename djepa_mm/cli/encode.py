@@ -10,7 +10,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from djepa_mm.cli.options import DeviceOption, RecipeArgument, SetOption, console
+from djepa_mm.cli.options import DeviceOption, RecipeArgument, SetOption, console, same_command
 from djepa_mm.errors import UserError
 
 SHOW_EVERY_S, PRINT_EVERY_S = 0.5, 60.0  # at a terminal, and elsewhere
@@ -86,7 +86,7 @@ def encode(
                 sys.stderr.write(f"djepa-mm: rank {ranks.rank}: {error}\n")
             raise
     if interrupts and not result.finished:
-        typer.echo(f"go on with it: djepa-mm encode {recipe} --out {out}")
+        typer.echo(f"go on with it: {same_command()}")
         raise typer.Exit(130)
     if not result.finished:
         typer.echo(f"rank {ranks.rank} is done; the last one of {ranks.world} writes the index")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -84,6 +86,12 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False, markup=False)
+
+
+def same_command(*more: str) -> str:
+    """The command that was given, with all of its options, and words that it may lack; to go on with it."""
+    given = sys.argv[1:]
+    return shlex.join(["djepa-mm", *given, *(word for word in more if word not in given)])
 
 
 def check_finite(**options: float | None) -> None:

@@ -16,8 +16,10 @@ from djepa_mm.cli.options import (
     SetOption,
     console,
     progress_bar,
+    same_command,
     write_json,
 )
+from djepa_mm.errors import UserError
 
 FEW = 50  # items of each side, for a line at the end of the training
 
@@ -44,12 +46,15 @@ def train_tokenizer_verb(
     folder = out or Path("runs") / loaded.name
     outcome = train_tokenizer(loaded, folder, resume=resume, device=find_device(device), console=run_console())
     if not outcome.finished:
-        typer.echo(f"go on with it: djepa-mm tokenizer train {recipe} --out {outcome.run} --resume")
+        typer.echo(f"go on with it: {same_command('--resume')}")
         raise typer.Exit(130)
     if current().first:
-        with progress_bar("reconstructing") as progress:
-            found = reconstruct(outcome.run, count=FEW, noises=(), device=find_device(device), progress=progress)
-        typer.echo(f"{summary(found)}; more of it: djepa-mm tokenizer evaluate {outcome.run}")
+        try:
+            with progress_bar("reconstructing") as progress:
+                found = reconstruct(outcome.run, count=FEW, noises=(), device=find_device(device), progress=progress)
+            typer.echo(f"{summary(found)}; more of it: djepa-mm tokenizer evaluate {outcome.run}")
+        except UserError as error:  # the run is whole all the same
+            typer.echo(f"not measured: {error}", err=True)
     typer.echo(f"train on its tokens: --set 'tokenizer={{kind: trained, path: {outcome.run}}}'")
 
 
@@ -61,6 +66,7 @@ def evaluate_tokenizer(
         typer.Option(min=1, help="Most items of each side; 100 by default."),
     ] = None,
     json_: Annotated[Optional[Path], typer.Option("--json", help="File for all figures.")] = None,  # noqa: UP045
+    set_: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """What a tokenizer keeps of held-out items of its corpus, beside those that it has learned from."""
@@ -71,7 +77,7 @@ def evaluate_tokenizer(
     if json_ is not None:
         check_writable(json_.parent)
     with progress_bar("reconstructing") as progress:
-        found = reconstruct(run, count=count or COUNT, device=find_device(device), progress=progress)
+        found = reconstruct(run, set_ or [], count=count or COUNT, device=find_device(device), progress=progress)
     console().print(table(found))
     if found.held_out is None:
         typer.echo("the corpus keeps nothing back: these are items that the tokenizer has learned from")

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from djepa_mm.cli.options import MOST_PATHS, DeviceOption, SetOption, check_finite, console, progress_bar, write_json
+from djepa_mm.cli.options import (
+    MOST_PATHS,
+    DeviceOption,
+    SetOption,
+    check_finite,
+    console,
+    progress_bar,
+    same_command,
+    write_json,
+)
 from djepa_mm.errors import UserError
 
 
@@ -138,7 +145,7 @@ def _generate(
         check_writable(place)  # before minutes of work
     where = find_device(device)
     trials = plan(load_recipe(recipe, sets), names, minutes, folder, endless=not keys & {"optim", "optim.steps"})
-    command, results = shlex.join(["djepa-mm", *sys.argv[1:]]), []
+    command, results = same_command(), []
     try:
         for n, trial in enumerate(trials, start=1):
             typer.echo(f"{trial.candidate.name} ({n} of {len(trials)}), in {trial.run}")

@@ -16,6 +16,7 @@ from djepa_mm.cli.options import (
     SetOption,
     console,
     progress_bar,
+    same_command,
 )
 
 app = typer.Typer(help="Train a vocoder of our own, and listen to what one does.", no_args_is_help=True)
@@ -38,7 +39,7 @@ def train_vocoder_verb(
     folder = out or Path("runs") / loaded.name
     outcome = train_vocoder(loaded, folder, resume=resume, device=find_device(device), console=console())
     if not outcome.finished:
-        typer.echo(f"go on with it: djepa-mm vocoder train {recipe} --out {outcome.run} --resume")
+        typer.echo(f"go on with it: {same_command('--resume')}")
         raise typer.Exit(130)
     typer.echo(f"speak with it: --set 'tokenizer.vocoder={{kind: fourier, path: {outcome.run}}}'")
 

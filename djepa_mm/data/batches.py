@@ -10,9 +10,10 @@ import os
 import signal
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeGuard
 
 import torch
@@ -173,6 +174,13 @@ class Batcher:
     def example(self) -> str:
         """One of the broken items, for an error."""
         return next((f"{name}: {reason}" for name, reason in self.broken.items()), "none is there")
+
+    def fit(self, media: Iterable[Tensor]) -> None:
+        """Let the tokenizer learn its statistics. Raises UserError where there are no media, all being broken."""
+        given = iter(media)
+        if (first := next(given, None)) is None:
+            raise UserError(f"no item of the corpus can be read: {self.example}")
+        self.tokenizer.fit(chain([first], given))
 
     def _encoded(self, items: Sequence[Read]) -> list[Encoded]:
         """Their sizes are those that were read, whatever the headers said."""

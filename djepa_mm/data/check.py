@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -15,7 +16,18 @@ from djepa_mm.data.reading import KeptCorpus
 from djepa_mm.data.streams import open_corpus
 from djepa_mm.recipe.kinds import AnyRecipe, with_tokenizer
 from djepa_mm.recipe.schema import Recipe
-from djepa_mm.types import ConditionKind, Entry, MediaSpec, Progress, Source, Stream, Tokenizer, UserError
+from djepa_mm.types import (
+    FOLDERS,
+    ConditionKind,
+    Entry,
+    MediaSpec,
+    Progress,
+    Source,
+    SourceConfig,
+    Stream,
+    Tokenizer,
+    UserError,
+)
 
 MOST_BROKEN = 1000  # items named
 MOST_NAMED = 20  # classes, kinds of files and sizes
@@ -35,6 +47,32 @@ def check_media(source: Source | Stream, tokenizer: Tokenizer) -> None:
         if None in (gives, takes):
             advice = "choose another data.source or another tokenizer.kind"
         raise UserError(f"data gives {given}, the tokenizer takes {taken}: {advice}")
+
+
+def held_out_and_learned(data: SourceConfig, learned_from: SourceConfig) -> int:
+    """How many of the items that a corpus holds out are in another one, from which something has learned already: as
+    their files' places tell, or where items have none, the sides of the same corpus. 0 where neither tells."""
+    data, learned_from = (_from_the_root(one.origin) for one in (data, learned_from))
+    if data == learned_from or data.made or learned_from.made:
+        return 0
+    if (held_out := data.build_held_out()) is None:
+        return 0
+    if places := {held_out.entry(index).path for index in range(len(held_out))} - {None}:
+        learned = learned_from.build()
+        if isinstance(learned, Stream):
+            return 0
+        return sum(learned.entry(index).path in places for index in range(len(learned)))
+    sides = {"split": getattr(data, "split", None)}
+    same = type(data) is type(learned_from) and learned_from.model_copy(update=sides) == data
+    return len(held_out) if same and learned_from.build_held_out() is None else 0
+
+
+def _from_the_root(data: SourceConfig) -> SourceConfig:
+    """The same corpus, whatever the current folder is and whichever links lead to it."""
+    folders = {name: getattr(data, name, None) for name in FOLDERS}
+    return data.model_copy(
+        update={name: str(Path(one).expanduser().resolve()) for name, one in folders.items() if isinstance(one, str)}
+    )
 
 
 def check_corpus(recipe: AnyRecipe, progress: Progress) -> tuple[Table, bool]:

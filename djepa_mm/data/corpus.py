@@ -166,7 +166,7 @@ class Corpus:
         indices = list(self.specs)
         indices = indices[:: max(1, len(indices) // most)][:most]
         contents = (self.read(index) for index in indices)
-        self.tokenizer.fit(media for media in contents if isinstance(media, Tensor))
+        self.batcher.fit(media for media in contents if isinstance(media, Tensor))
 
     def fill_cache(self, progress: Progress | None = None) -> None:
         """Tokenize every reading of each item once and keep the tokens."""

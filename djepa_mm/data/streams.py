@@ -196,7 +196,7 @@ class StreamCorpus:
 
     def fit_tokenizer(self, most: int = FEW) -> None:
         """Let the tokenizer learn its statistics from the first items of all readers."""
-        self.tokenizer.fit(item.media for item in islice(self._each(), most) if item.media is not None)
+        self.batcher.fit(item.media for item in islice(self._each(), most) if item.media is not None)
 
     def fill_cache(self, progress: Progress | None = None) -> None:
         raise AssertionError("refused before")

@@ -244,7 +244,7 @@ def usable_items(source: Source, indices: Sequence[int], check: Callable[[Item],
             name, reason = next(iter(broken.items()))
             warnings.warn(f"{len(broken)} items are left out, such as {name}: {reason}", Notice, stacklevel=2)
     if not left:
-        reason = next(reversed(broken.values()), "none is there")
+        reason = next((f"{name}: {why}" for name, why in broken.items()), "none is there")
         raise UserError(f"no item of the corpus can be used to measure with: {reason}")
 
 

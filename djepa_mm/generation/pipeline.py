@@ -25,10 +25,10 @@ from djepa_mm.generation.request import Job, Request
 from djepa_mm.precision import cast_linears, fast_bf16
 from djepa_mm.ranks import ElsewhereError, current
 from djepa_mm.recipe.build import build_model, build_sampler, check_item
-from djepa_mm.recipe.load import Overrides, load_recipe
+from djepa_mm.recipe.load import Overrides, load_recipe, trained_on
 from djepa_mm.recipe.schema import Recipe
-from djepa_mm.types import FOLDERS, ConditionKind, Extent, MediaSpec, Progress, Tokenizer, nearest_size
-from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_state, read_tensors, trained_in
+from djepa_mm.types import ConditionKind, Extent, MediaSpec, Progress, Tokenizer, nearest_size
+from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_state, read_tensors
 
 MOST = 1_000_000  # of steps, guidance and temperature: beyond it, there are no numbers
 MOST_ASPECT = 100  # width / height, or the other way round
@@ -50,10 +50,7 @@ class Pipeline:
         overrides: of keys of its recipe. Raises UserError where it is missing or damaged."""
         checkpoint = find_checkpoint(run)
         recipe, state = load_recipe(checkpoint / "recipe.yaml", overrides), read_state(checkpoint)
-        if (folder := trained_in(checkpoint)) is not None:
-            given = {override.partition("=")[0].strip() for override in overrides}  # of text or of keys
-            fields = [field for field in FOLDERS if not {f"data.{field}", "data"} & given]
-            recipe = recipe.model_copy(update={"data": recipe.data.seen_from(folder, fields)})
+        recipe = recipe.model_copy(update={"data": trained_on(recipe.data, checkpoint, overrides)})
         weights = read_tensors(checkpoint, "averaged")
         prefix = f"{TOKENIZER}."
         learned = {name.removeprefix(prefix): weights.pop(name) for name in list(weights) if name.startswith(prefix)}

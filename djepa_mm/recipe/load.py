@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from djepa_mm.recipe.errors import problem, telling, yaml_problem
 from djepa_mm.recipe.packaged import find_recipe
 from djepa_mm.recipe.schema import Recipe, schema_class
-from djepa_mm.types import Config, UserError
+from djepa_mm.types import FOLDERS, Config, SourceConfig, UserError
+from djepa_mm.weights import trained_in
 
 Schema = TypeVar("Schema", bound=Config)
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -93,8 +94,10 @@ def load_as(schema: type[Schema], source: str | Path | Mapping[str, Any], overri
     raw, origin = read_source(source)
     wanted = get_args(schema.model_fields["kind"].annotation)[0] if "kind" in schema.model_fields else None
     if (kind := kind_of(raw, origin)) != wanted:
-        what, verb = ("a model", "train") if kind is None else (f"the kind {kind}", f"{kind} train")
-        name = "RECIPE" if isinstance(source, Mapping) else source
+        what, needed = ("a model" if one is None else f"the kind {one}" for one in (kind, wanted))
+        if isinstance(source, Path) and (source.parent / "state.json").is_file():
+            raise UserError(f"{source.parent}: a checkpoint of a run of {what}; give a run of {needed}")
+        verb, name = "train" if kind is None else f"{kind} train", "RECIPE" if isinstance(source, Mapping) else source
         raise UserError(f"{origin}: a recipe of {what}; train it: djepa-mm {verb} {name}")
     if isinstance(overrides, Mapping):
         changes = [(key, deepcopy(value), f"{key}={value!r}") for key, value in overrides.items()]
@@ -107,6 +110,15 @@ def load_as(schema: type[Schema], source: str | Path | Mapping[str, Any], overri
         if not isinstance(overrides, Mapping) and wants_text(schema, raw, key):
             _set(raw, key, shown.partition("=")[2], shown)  # as it was typed: 2024 is a name here
     return parse_recipe(schema, raw, origin, keys)
+
+
+def trained_on(data: SourceConfig, checkpoint: Path, overrides: Overrides = ()) -> SourceConfig:
+    """The corpus of a checkpoint's recipe as it is seen from the folder that the run was trained in, where that is
+    known; but for folders that overrides give."""
+    if (folder := trained_in(checkpoint)) is None:
+        return data
+    given = {override.partition("=")[0].strip() for override in overrides}  # of text or of keys
+    return data.seen_from(folder, [field for field in FOLDERS if not {f"data.{field}", "data"} & given])
 
 
 def wants_text(schema: type[Config], raw: Mapping[str, Any], key: str) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +17,22 @@ from torch import Tensor
 from djepa_mm.core.djepa import Losses
 from djepa_mm.core.types import TokenBatch
 from djepa_mm.data.batches import Portion, Share
-from djepa_mm.data.check import check_media
+from djepa_mm.data.check import check_media, held_out_and_learned
 from djepa_mm.data.corpus import Cursor
 from djepa_mm.data.drawing import item_seed
 from djepa_mm.data.reading import KeptCorpus
 from djepa_mm.data.streams import open_corpus
-from djepa_mm.errors import UserError
+from djepa_mm.errors import Notice, UserError
 from djepa_mm.generation.pipeline import Jobs, Pipeline
 from djepa_mm.generation.request import Request
 from djepa_mm.media.sheet import sheet
 from djepa_mm.ranks import current, joined, restarts
 from djepa_mm.recipe.build import build_model, check_memory
 from djepa_mm.recipe.describe import Passes, train_flops
-from djepa_mm.recipe.load import load_recipe
+from djepa_mm.recipe.load import load_recipe, trained_on
 from djepa_mm.recipe.schema import TOKENS_FREE, Recipe
+from djepa_mm.recipe.tokenizer import load_tokenizer_recipe
+from djepa_mm.tokenizers.trained import Trained
 from djepa_mm.training.callbacks import Callback
 from djepa_mm.training.dealt import Dealt, gradients_stay_here
 from djepa_mm.training.loop import Outcome, Trainer, check_folder
@@ -301,6 +305,8 @@ def train(
             if resume:
                 _check_resumable(find_checkpoint(out), recipe)
             task = DJEPATask(recipe, device=device, start=start)
+            if isinstance(task.pipeline.tokenizer, Trained):
+                _tell_of_held_out(recipe, task.pipeline.tokenizer)
             return Trainer(task, out, resume=resume, console=console, callbacks=callbacks, stop=stop)
 
         try:
@@ -312,6 +318,22 @@ def train(
                 f"{device} is out of memory: lower batch.size ({recipe.batch.size}) or batch.tokens "
                 f"({recipe.batch.tokens}), or raise compute.accumulate ({recipe.compute.accumulate})"
             ) from None
+
+
+def _tell_of_held_out(recipe: Recipe, tokenizer: Trained) -> None:
+    """A Notice where the tokenizer has learned from items that the recipe holds out, as far as its own corpus is there
+    to tell."""
+    checkpoint = tokenizer.checkpoint
+    with suppress(UserError):
+        data = load_tokenizer_recipe(checkpoint / "recipe.yaml").data
+        seen = held_out_and_learned(recipe.data, trained_on(data, checkpoint))
+        if seen:
+            warnings.warn(
+                f"tokenizer.path: {checkpoint} has learned from {seen:,} of the items that data holds out, so figures "
+                "of them are better than of unseen ones; train the tokenizer on the same side as the model",
+                Notice,
+                stacklevel=2,
+            )
 
 
 def _check_resumable(checkpoint: Path, recipe: Recipe) -> None:

@@ -51,6 +51,8 @@ class PerceptualLoss(nn.Module):
                 self._states(torch.zeros(1, 1, LEAST, LEAST, device=device))
         except Exception as error:  # a network of others may fail with anything
             reason = " ".join(str(error).split())[:200] or type(error).__name__
+            if not path.is_dir():  # for which transformers looks on the hub
+                reason = f"no folder at {path.absolute()}"
             raise UserError(
                 f"loss.perceptual_network: no vision model with safetensors weights and preprocessor_config.json in "
                 f"{folder!r} ({reason})"

@@ -28,7 +28,7 @@ from djepa_mm.media.sheet import sheet
 from djepa_mm.ranks import current, joined, restarts
 from djepa_mm.recipe.build import check_room
 from djepa_mm.recipe.schema import TOKENS_FREE
-from djepa_mm.recipe.tokenizer import TokenizerRecipe
+from djepa_mm.recipe.tokenizer import TokenizerRecipe, load_tokenizer_recipe
 from djepa_mm.tokenizers.autoencoder import Autoencoder, Disturbance, Reconstruction
 from djepa_mm.training.adversarial import PatchDiscriminator, deception, detection
 from djepa_mm.training.callbacks import Callback
@@ -40,7 +40,7 @@ from djepa_mm.training.state import Constant, SameCorpus, Section, TrainState
 from djepa_mm.training.task import Group, Learned, Report, Update, autocast
 from djepa_mm.training.wrap import wrap
 from djepa_mm.types import BrokenItem, Progress, RawTokens, Source, Tokenizer
-from djepa_mm.weights import TOKENIZER, checkpoints
+from djepa_mm.weights import TOKENIZER, checkpoints, find_checkpoint
 
 TERMS = ("squared", "absolute", "kl", "perceptual", "verdict", "features")
 Grid = tuple[int, int, int]
@@ -341,6 +341,8 @@ def train_tokenizer(
 
         def prepare() -> Trainer:
             check_folder(out, resume=resume)
+            if resume:
+                _check_resumable(find_checkpoint(out), recipe)
             task = TokenizerTask(recipe, device=device)
             return Trainer(task, out, resume=resume, console=console, callbacks=callbacks, stop=stop)
 
@@ -353,3 +355,17 @@ def train_tokenizer(
                 f"{device} is out of memory: lower batch.size ({recipe.batch.size}) or raise compute.accumulate "
                 f"({recipe.compute.accumulate})"
             ) from None
+
+
+def _check_resumable(checkpoint: Path, recipe: TokenizerRecipe) -> None:
+    """Raises UserError where there would be another discriminator than in the checkpoint, or where only one has one."""
+    there, here = load_tokenizer_recipe(checkpoint / "recipe.yaml").loss, recipe.loss
+    keys = ["verdict", "features"] if there.adversarial != here.adversarial else []
+    if there.adversarial and here.adversarial:
+        keys = ["discriminator_channels"]
+    for key in keys:
+        if getattr(there, key) != getattr(here, key):
+            raise UserError(
+                f"--resume {checkpoint}: its loss.{key} is {getattr(there, key)}, here {getattr(here, key)}; "
+                "make them agree"
+            )

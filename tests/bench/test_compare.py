@@ -124,6 +124,10 @@ def test_held_out_items_beside_those_of_training(run: Path, tmp_path: Path) -> N
     assert [found[side]["items"] for side in ("held_out", "training")] == [5, 5]
     assert found["held_out"]["psnr_db"] != found["training"]["psnr_db"]
     assert "no checkpoint yet" in mistake("tokenizer", "evaluate", str(tmp_path))
+    result = inside("tokenizer", "evaluate", str(run), "--count", "2", "--set", "data.split=all")
+    assert "the corpus keeps nothing back" in result.stdout
+    expected = "--set model.depth=2: the tokenizer is as it was trained; set keys of data alone"
+    assert expected in mistake("tokenizer", "evaluate", str(run), "--set", "model.depth=2")
     whole = tmp_path / "whole"
     shutil.copytree(run, whole)
     (recipe,) = whole.glob("checkpoints/*/recipe.yaml")
@@ -208,6 +212,7 @@ def test_time_is_shared_out_and_an_unfinished_core_goes_on(run: Path, tmp_path: 
         (("--generate", "1", "--recipe", "digits", "--tokenizer", "patches,patch=2,vary=true"), "model.positions is"),
         (("--recipe", "digits"), "--recipe goes with --generate MINUTES"),
         (("--count", "9", "a.png"), "--count goes with --generate MINUTES"),
+        (("a.png", "--tokenizer", "."), "--tokenizer .: a folder; of a run that trained one: trained,path=."),
         ((), "FILE: give clips, pictures, sounds"),
     ],
 )

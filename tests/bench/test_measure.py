@@ -20,7 +20,17 @@ from support import SHARED
 
 from djepa_mm.bench import saved
 from djepa_mm.bench.candidate import Candidate, parse_tokenizer, read_media
-from djepa_mm.bench.measure import Row, bench, difference, mel_distance_db, report, table, write_comparisons
+from djepa_mm.bench.measure import (
+    Row,
+    bench,
+    difference,
+    file_name,
+    measure,
+    mel_distance_db,
+    report,
+    table,
+    write_comparisons,
+)
 from djepa_mm.bench.saved import decode_files, load_tokens, save_all, save_tokens
 from djepa_mm.evaluate.distance import psnr_db
 from djepa_mm.media.clips import probe_clip, read_clip, write_clip
@@ -161,6 +171,23 @@ class Worse:
 
     def decode(self, tokens: torch.Tensor, spec: Any) -> torch.Tensor:
         return torch.full((1, *spec.shape), 0.1)
+
+
+def test_channels_that_never_change_are_all_dead() -> None:
+    tokenizer = parse_tokenizer("patches,patch=4,channels=1,size=[8,8]").tokenizer
+    assert measure(tokenizer, [torch.zeros(1, 8, 8)] * 2).dead_share == 1
+
+
+def test_files_of_two_tokenizers_never_have_one_name(clips: list[Path]) -> None:
+    """Not where a long path comes first, and not for characters that no file's name has."""
+    one = parse_tokenizer("clip-patches,patch=[1,2,2],size=[16,16],frames=2", clips)
+    first, second, third = (
+        Candidate(name=f"path={'a' * 90}{end}", config=one.config, tokenizer=one.tokenizer)
+        for end in ("-1", "-2", "/2")
+    )
+    assert file_name(first) != file_name(second)
+    with pytest.raises(UserError, match=r"^--tokenizer .*a/2 and .*a-2: their files would have one name; give one$"):
+        bench([first, second, third], clips[:1], repeats=1)
 
 
 def test_errors_rates_and_dead_channels_are_what_they_are(clips: list[Path]) -> None:

@@ -13,6 +13,7 @@ from djepa_mm.media.pictures import Pictures, read_picture
 from djepa_mm.recipe.kinds import load_any
 from djepa_mm.recipe.packaged import packaged_recipes
 from djepa_mm.tokenizers.autoencoder import Autoencoder
+from djepa_mm.training.loop import Outcome
 
 KINDS = ("digits", "digits-tokens", "vocoder")
 SMALL = sets(
@@ -63,6 +64,20 @@ def test_mistakes_in_them_are_one_line(tmp_path: Path) -> None:
     assert "a recipe of the kind tokenizer; train it" in mistake("vocoder", "train", "digits-tokens")
 
 
+@pytest.mark.parametrize("kind", ["tokenizer", "vocoder"])
+def test_a_stopped_run_says_the_command_that_goes_on_with_the_same_settings(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = {"tokenizer": "digits-tokens", "vocoder": "vocoder"}[kind]
+    stopped = Outcome(run=tmp_path, step=1, finished=False)
+    monkeypatch.setattr(f"djepa_mm.training.{kind}.train_{kind}", lambda *_, **__: stopped)
+    words = (kind, "train", name, "--out", str(tmp_path), "--set", "optim.lr=1e-4")
+    for given in (words, (*words, "--resume")):
+        result = inside(*given)
+        assert result.returncode == 130
+        assert result.stdout == f"go on with it: djepa-mm {' '.join(words)} --resume\n"
+
+
 def test_what_a_recipe_of_any_kind_builds() -> None:
     shown = said("info", "digits-tokens", *sets("model.preset=small"))
     recipe = load_any("digits-tokens", ["model.preset=small"])
@@ -94,6 +109,20 @@ def test_corpora_of_any_recipe_are_checked_packed_and_fetched(tmp_path: Path) ->
 
 
 # --- from a tokenizer to pictures -------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_is_trained_though_nothing_that_is_held_out_can_be_read(tmp_path: Path) -> None:
+    root, held_out = (write_pictures(tmp_path / name, *[(3, 8, 8)] * 4) for name in ("pictures", "held-out"))
+    for picture in held_out.rglob("*.png"):
+        picture.write_bytes(picture.read_bytes()[:60])
+    data = f"data={{source: image-folder, root: {root}, size: [8, 8], held_out_root: {held_out}}}"
+    changes = sets("tokenizer={kind: patches, patch: 4, size: [8, 8]}", data)
+    result = inside("tokenizer", "train", "digits-tokens", "--out", str(tmp_path / "run"), *SMALL, *changes)
+    assert result.returncode == 0
+    assert "not measured: no item of the corpus can be used to measure with: class0/00.png: " in result.stderr
+    assert "train on its tokens" in result.stdout
+    evaluated = mistake("tokenizer", "evaluate", str(tmp_path / "run"))
+    assert "can be used to measure with: class0/00.png: not readable as a picture" in evaluated
 
 
 def test_the_way_from_a_corpus_to_pictures(tmp_path: Path) -> None:
@@ -133,6 +162,8 @@ def test_the_way_from_a_corpus_to_pictures(tmp_path: Path) -> None:
     for options in (("--to", "djepa"), ("--to", "djepa", "--weights", "plain")):
         assert expected in mistake("export", "run", *options, cwd=tmp_path)
     assert "run uses no VAE that is a folder here (trained)" in mistake("export", "run", "--to", "kl16", cwd=tmp_path)
-    assert "a recipe of the kind tokenizer" in mistake("export", "tokens", "--to", "djepa", cwd=tmp_path)
+    assert "a run of the kind tokenizer; give a run of a model" in mistake(
+        "export", "tokens", "--to", "djepa", cwd=tmp_path
+    )
     published = ("import", "theirs.pth", "--recipe", "digits", *on_tokens, *sets(djepa, "condition.classes=10"))
     assert expected in mistake(*published, cwd=tmp_path)

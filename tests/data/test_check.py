@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import soundfile
 import torch
 from PIL import Image
 from rich.table import Table
+from support import write_pictures
 
-from djepa_mm.data.check import check_corpus, sound_remarks
+from djepa_mm.data.check import check_corpus, held_out_and_learned, sound_remarks
 from djepa_mm.recipe.load import load_recipe
 from djepa_mm.types import UserError
 
@@ -110,3 +112,30 @@ def test_of_very_many_broken_items_the_first_are_named(tmp_path: Path, monkeypat
     rows = dict(zip(*(column.cells for column in table.columns), strict=True))
     assert (healthy, rows["broken"], rows["  and more"]) == (False, "4", "2")
     assert [name for name in rows if "png" in str(name) and "/" in str(name)] == ["  a/0.png", "  a/1.png"]
+
+
+def test_what_is_held_out_may_have_been_learned_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the files' places, and of corpora without files by their sides; never by a guess."""
+    root, others = (write_pictures(tmp_path / name, *[(3, 8, 8)] * 20) for name in ("root", "others"))
+
+    def seen(held_out: dict[str, Any], learned: dict[str, Any]) -> int:
+        return held_out_and_learned(*(load_recipe("digits", {"data": one}).data for one in (held_out, learned)))
+
+    folder = {"source": "image-folder", "size": [8, 8], "root": str(root)}
+    half = {**folder, "held_out": 0.5}
+    count = len(load_recipe("digits", {"data": half}).data.build_held_out())
+    assert 0 < count < 20
+    assert seen(half, folder) == seen(half, {**folder, "flip": True}) == count
+    assert seen(half, {**half, "split": "held-out"}) == count
+    assert 0 < seen(half, {**folder, "held_out": 0.2}) < count
+    assert seen({**folder, "held_out_root": str(others)}, {**folder, "root": str(others)}) == 20
+    monkeypatch.chdir(tmp_path)
+    assert seen(half, {**folder, "root": "root"}) == count
+    for learned in (half, {**half, "flip": True}, {**folder, "held_out": 0.8}, {**folder, "root": str(others)}):
+        assert seen(half, learned) == 0
+    assert seen(folder, half) == seen({**folder, "held_out_root": str(others)}, folder) == 0
+
+    digits = {"source": "digits"}
+    assert seen({**digits, "split": "train"}, digits) == 360
+    assert seen({**digits, "split": "train"}, {**digits, "split": "train"}) == seen(digits, digits) == 0
+    assert seen({**digits, "split": "train"}, folder) == seen(half, digits) == 0

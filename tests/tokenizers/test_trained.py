@@ -16,6 +16,7 @@ from torch import Tensor
 
 from djepa_mm.data.batches import tokenizer_draws
 from djepa_mm.data.encoding import encode_corpus
+from djepa_mm.errors import Notice
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.media.clips import write_clip
 from djepa_mm.recipe.load import load_recipe, recipe_data
@@ -193,7 +194,11 @@ def test_raw_tokens_may_be_of_another_size_rate_and_vocoder(runs: dict[str, Path
         ("clips", {"media": {"patch": [1, 4, 4]}}, r"tokenizer\.media\.patch: only size, vary, frames, "),
         ("clips", {"media": {"vocoder": {"kind": "griffin-lim"}}}, r"tokenizer\.media\.vocoder: Extra inputs"),
         ("clips", {"media": {"size": 16}}, r"tokenizer\.media\.size: Input should be"),
-        ("clips", {"media": {"size": [18, 18]}}, r"tokenizer\.size: 18×18 pixels do not divide into tokens of 4×4"),
+        (
+            "clips",
+            {"media": {"size": [18, 18]}},
+            r"tokenizer\.media\.size: 18×18 pixels do not divide into tokens of 4×4",
+        ),
         ("mels", {"media": {"size": [16, 16]}}, r"tokenizer\.media\.size: Extra inputs"),
         ("mels", {"media": {"vocoder": {"kind": "piano"}}}, r"tokenizer\.media\.vocoder: Input tag 'piano'"),
         ("mels", {"sha256": "0" * 64}, r"tokenizer\.sha256: the weights in .*step-00000002 are \w{12}…, not 000000000"),
@@ -202,6 +207,11 @@ def test_raw_tokens_may_be_of_another_size_rate_and_vocoder(runs: dict[str, Path
 def test_what_does_not_fit_is_one_line(runs: dict[str, Path], name: str, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"^{message}[^\n]*$"):
         tokens_of(runs[name], **keys)
+
+
+def test_media_that_do_not_fit_name_keys_that_there_are(runs: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"make tokenizer\.media\.frames, tokenizer\.media\.size and the data's agree$"):
+        tokens_of(runs["clips"]).spec_of((1, 8, 8, 8))
 
 
 # --- the weights ------------------------------------------------------------------------------------------------------
@@ -257,6 +267,17 @@ def test_a_run_holds_on_to_the_weights_of_its_tokens(small: TokenizerRecipe, pic
     assert first.exists()  # and may still be named
     assert inside("generate", str(run), "--class", "class1", *sets(f"tokenizer.path={first}")).returncode == 0
     train(on_tokens(first, pictures, **{"optim.steps": 4}), run, resume=True)
+
+
+def test_items_that_only_the_model_holds_out_are_told_of(
+    small: TokenizerRecipe, pictures: Path, tmp_path: Path
+) -> None:
+    train_tokenizer(small, tmp_path / "tokens")
+    recipe = on_tokens(tmp_path / "tokens", pictures, **{"data.held_out": 0.5})
+    with pytest.warns(
+        Notice, match=r"^tokenizer\.path: .*step-00000002 has learned from \d of the items that data holds"
+    ):
+        train(recipe, tmp_path / "run")
 
 
 def test_the_hash_is_of_weights_and_not_of_their_place(small: TokenizerRecipe, pictures: Path, tmp_path: Path) -> None:
@@ -318,7 +339,7 @@ def test_a_run_that_is_missing_or_of_something_else_is_one_line(
     (vocoder / "state.json").write_text(json.dumps({"format": 3, "step": 1, "size": {}, "convention": {}}))
     assert "step-00000001 holds no tokenizer" in using(tmp_path / "vocoder")
     shown = mistake("generate", str(tmp_path / "tokens"))
-    assert "a recipe of the kind tokenizer" in shown
+    assert shown.endswith("step-00000002: a checkpoint of a run of the kind tokenizer; give a run of a model")
 
 
 DAMAGES: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
@@ -110,13 +111,26 @@ def test_resuming_equals_never_stopping(pictures: Path, tmp_path: Path, way: dic
         ({"model.causal": True}, r"its model\.causal is False, here True"),
         ({"model.channels": 4}, r"its model\.channels is 3, here 4"),
         ({"optim.optimizer": "muon"}, r"its optim\.optimizer is 'adamw', here 'muon'"),
-        (ADVERSARIAL, "the weights do not fit the recipe"),
+        (ADVERSARIAL, r"its loss\.verdict is 0\.0, here [\d.]+; make them agree"),
     ],
 )
 def test_a_run_is_not_resumed_as_another(pictures: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     train_tokenizer(of_pictures(pictures, (8, 8), **{"optim.steps": 1}), tmp_path / "run")
     with pytest.raises(UserError, match=f"{message}[^\n]*$"):
         train_tokenizer(of_pictures(pictures, (8, 8), **changes), tmp_path / "run", resume=True)
+
+
+def test_a_run_keeps_its_discriminator(pictures: Path, tmp_path: Path) -> None:
+    """Its weights may change, but not its size."""
+    train_tokenizer(of_pictures(pictures, (8, 8), **{**ADVERSARIAL, "optim.steps": 1}), tmp_path / "run")
+    for changes, message in (
+        ({**ADVERSARIAL, "loss.discriminator_channels": 5}, r"its loss\.discriminator_channels is 4, here 5"),
+        ({}, r"its loss\.verdict is 0\.1, here 0\.0"),
+    ):
+        with pytest.raises(UserError, match=f"{message}; make them agree$"):
+            train_tokenizer(of_pictures(pictures, (8, 8), **changes), tmp_path / "run", resume=True)
+    changed = {**ADVERSARIAL, "loss.verdict": 0.7, "optim.steps": 2}
+    train_tokenizer(of_pictures(pictures, (8, 8), **changed), tmp_path / "run", resume=True)
 
 
 def test_keys_that_are_younger_than_a_run_had_their_defaults(pictures: Path, tmp_path: Path) -> None:
@@ -198,6 +212,21 @@ def test_a_broken_picture_is_skipped_and_named(tmp_path: Path) -> None:
         train_tokenizer(of_pictures(root, (8, 8)), tmp_path / "strict")
 
 
+def test_a_corpus_of_broken_pictures_is_one_line(pictures: Path, tmp_path: Path) -> None:
+    """In a folder and in shards."""
+    root, shards = write_pictures(tmp_path / "pictures", *[(3, 8, 8)] * 3), tmp_path / "shards"
+    shards.mkdir()
+    with tarfile.open(shards / "000000.tar", "w") as shard:
+        for picture in root.rglob("*.png"):
+            picture.write_bytes(picture.read_bytes()[:60])
+            shard.add(picture, picture.name)
+    data = {"source": "shards", "urls": str(shards), "media": "picture", "size": [8, 8], "readers": 1}
+    lenient = {"batch.max_broken_share": 1.0}
+    for changes in ({}, {"data": data}):
+        with pytest.raises(UserError, match=r"^no item of the corpus can be read: .*0\d.*truncated"):
+            train_tokenizer(of_pictures(root, (8, 8), **lenient, **changes), tmp_path / "run")
+
+
 def test_a_stream_of_shards_trains_and_goes_on(pictures: Path, tmp_path: Path) -> None:
     pack(of_pictures(pictures, (8, 8)), tmp_path / "shards", 600, lambda done, total: None)
     data = {"source": "shards", "urls": str(tmp_path / "shards"), "media": "picture", "size": [8, 8], "readers": 2}
@@ -273,6 +302,7 @@ def test_what_is_no_network_that_sees_is_one_line(seeing: Path, pictures: Path, 
         with pytest.raises(UserError, match=r"^loss\.perceptual_network: no vision model [^\n]*$") as error:
             PerceptualLoss(str(tmp_path / name), CPU)
         assert str(tmp_path / name) in str(error.value)
+        assert (name == "none") == (f"(no folder at {tmp_path / name})" in str(error.value))
     assert "the weights lack" in str(error.value)
     recipe = of_pictures(
         pictures, (8, 8), **{"loss.perceptual": 1.0, "loss.perceptual_network": str(tmp_path / "none")}
