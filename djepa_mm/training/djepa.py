@@ -305,7 +305,7 @@ def train(
             if resume:
                 _check_resumable(find_checkpoint(out), recipe)
             task = DJEPATask(recipe, device=device, start=start)
-            if isinstance(task.pipeline.tokenizer, Trained):
+            if ranks.first and isinstance(task.pipeline.tokenizer, Trained):
                 _tell_of_held_out(recipe, task.pipeline.tokenizer)
             return Trainer(task, out, resume=resume, console=console, callbacks=callbacks, stop=stop)
 
