@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from text_encoders.test_pretrained import KINDS, write_encoder
 
+from djepa_mm.data.check import check_corpus
 from djepa_mm.data.encoding import Keeping, encode_corpus
 from djepa_mm.data.latents import Latents, file_hash, write_about
 from djepa_mm.errors import UserError
@@ -180,6 +181,8 @@ def test_damaged_features_are_named(folder: Path, tmp_path: Path) -> None:
     shard.write_bytes(whole[:-20] + bytes(19) + b"\1")
     with pytest.raises(UserError, match=r"features-00001\.safetensors: damaged \(the features of '.*' were changed\)"):
         train(ours, next(runs))
+    with pytest.raises(UserError, match=r"features-00001\.safetensors: damaged \(the features of"):
+        check_corpus(ours, lambda *_: None)
     shard.unlink()
     with pytest.raises(
         UserError, match=r"features-00001\.safetensors: damaged \(missing\); delete it and encode again"
