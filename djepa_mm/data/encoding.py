@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -123,10 +123,10 @@ def encode_corpus(
         begun = _begin(recipe, source, tokenizer, condition, out, keeping, readings)
         tokenizer.load_state(read_statistics(out, begun))
         writer = _Writer(source, tokenizer, out, begun, device, recipe.batch.workers)
-        features = None
-        if isinstance(condition, FrozenFeatures) and "condition" in begun:
-            condition.to(device)
-            features = _FeatureWriter(_texts(source, condition), condition, out, begun)
+        condition.to(device)
+        features, frozen = None, cast(Any, condition)
+        if isinstance(frozen, FrozenFeatures) and "condition" in begun:
+            features = _FeatureWriter(_texts(source, condition), frozen, out, begun)
         writers = [writer] if features is None else [writer, features]
         if (
             _write([(one, range(rank, one.shards, world)) for one in writers], progress, stopped)
@@ -435,7 +435,7 @@ class _FeatureWriter(_Shards):
                 sums.append(shard.get_tensor("checksum").numpy())
         keys = np.array([text_key(text) for text in self.texts], np.uint64)
         order = np.argsort(keys)
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "key": keys[order],
             "place": order.astype(np.int64),
             "begin": np.concatenate(begins)[order],
