@@ -30,9 +30,11 @@ __all__ = [
     "DrawnTokens",
     "Entry",
     "Extent",
+    "FrozenFeatures",
     "Item",
     "Judge",
     "Judgement",
+    "KeptFeatures",
     "Media",
     "MediaSpec",
     "Pinned",
@@ -241,6 +243,7 @@ class Entry:
     path: Path | None = None  # of its file
     label: str | None = None  # name of its class
     text: str | None = None
+    untold: str = ""  # why it has no text, where one was looked for
     tags: tuple[tuple[str, str], ...] = ()  # what else is said of it, such as ("style", "sketch")
     texts: tuple[str, ...] = ()  # where it has several, of which each reading takes one; `text` is the first then
 
@@ -384,6 +387,17 @@ class Judge(Protocol):
         ...
 
 
+@runtime_checkable
+class KeptFeatures(Protocol):
+    """Of a source that keeps what a frozen network has made of the texts of its items, see `FrozenFeatures`."""
+
+    def kept_features(self, made_by: Callable[[], Mapping[str, Any] | None]) -> Callable[[str], Tensor | None] | None:
+        """What gives the features of a text, or None for one that is not kept; None where there are none at all.
+
+        made_by: by what they would be made now; asked only where some are kept. Raises UserError where that differs."""
+        ...
+
+
 # --- conditions -------------------------------------------------------------------------------------------------------
 
 Value = TypeVar("Value")  # of one item's or request's condition, as its kind keeps it
@@ -486,6 +500,21 @@ class ConditionKind(ABC, Generic[Value]):
             if key not in self.keys:
                 known = f"it knows {', '.join(self.keys)}" if self.keys else "it was trained without conditions"
                 raise UserError(f"--{key}: this model takes no {key}; {known}")
+
+
+@runtime_checkable
+class FrozenFeatures(Protocol):
+    """Of a kind of condition whose values are texts, and may be read by a network that does not learn: what it makes of
+    each text can be kept. Its `bind` takes from a source with `KeptFeatures` what that has."""
+
+    def made_by(self) -> Mapping[str, Any] | None:
+        """All that features depend on beside the text, ready for JSON, by the keys of the recipe's section; None where
+        no such network reads the texts."""
+        ...
+
+    def features(self, values: Sequence[str]) -> list[Tensor]:
+        """(L, E) of each text, on the CPU, the same whatever it stands beside."""
+        ...
 
 
 class ConditionConfig(Config):

@@ -27,7 +27,7 @@ from djepa_mm.recipe.build import build_model
 from djepa_mm.recipe.load import load_recipe, recipe_data
 from djepa_mm.recipe.schema import Recipe
 from djepa_mm.tokenizers.trained import Trained
-from djepa_mm.training.djepa import train
+from djepa_mm.training.djepa import train, with_hashes
 from djepa_mm.types import BrokenItem, Progress, Source, Stream, UserError
 from djepa_mm.weights import checkpoints, find_checkpoint, read_state
 
@@ -82,7 +82,7 @@ def plan(recipe: Recipe, names: Sequence[str], minutes: float, folder: Path, *, 
             )
         steps = ENDLESS if endless else recipe.optim.steps
         optim = recipe.optim.model_copy(update={"minutes": minutes - spent, "steps": steps})
-        changed = recipe.model_copy(update={"tokenizer": candidate.config, "optim": optim})
+        changed = with_hashes(recipe.model_copy(update={"tokenizer": candidate.config, "optim": optim}))
         trial = Trial(candidate=candidate, recipe=changed, run=folder / slug(name, MOST_LETTERS), own_minutes=spent)
         if trial.run in trials:
             other = trials[trial.run].candidate.name
@@ -117,6 +117,8 @@ def _check_run(trial: Trial) -> None:
     there = _flat(recipe_data(load_recipe(find_checkpoint(trial.run) / "recipe.yaml")))
     here = _flat(recipe_data(trial.recipe))
     for key in here.keys() | there.keys():
+        if key.endswith("sha256") and there.get(key) is None:
+            continue  # older runs did not note it
         if here.get(key) != there.get(key):
             raise UserError(
                 f"{trial.run}: holds a run whose {key} is {there.get(key)!r}, here {here.get(key)!r}; "

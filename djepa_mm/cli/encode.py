@@ -39,7 +39,8 @@ def encode(
     set_: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Write the tokens of a recipe's corpus once; training reads them by data.source latents.
+    """Write the tokens of a recipe's corpus once, and what a frozen text encoder makes of its captions; training reads
+    them by data.source latents.
 
     Stopped, it goes on where it was; under torchrun several processes share out the work. Flips are kept as two, of a
     VAE that draws the mean and deviation."""
@@ -67,7 +68,7 @@ def encode(
             now = time.monotonic()
             text = None
             if now - shown > every_s:
-                text, shown = f"{done:,}/{total:,} items  {(done - first) / (now - began):.1f} items/s", now
+                text, shown = f"{done:,}/{total:,}  {(done - first) / (now - began):.1f}/s", now
             advance(done / max(total, 1), text)
 
         try:

@@ -80,6 +80,8 @@ def evaluate(
     if votes is not None:
         _count_votes(context, run, votes, out)
         return
+    if str(run) == WIN_RATE and not run.exists():
+        raise UserError(f"evaluate {WIN_RATE}: which votes? name their file: djepa-mm evaluate {WIN_RATE} VOTES.csv")
     check_finite(guidance=guidance, temperature=temperature)
     texts = read_prompts(prompts) if prompts is not None else []
     target = out or run_of(run) / "evaluation.json"

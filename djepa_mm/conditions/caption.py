@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -20,7 +20,17 @@ from djepa_mm.errors import Notice
 from djepa_mm.text_encoders.encoder import TextEncoder
 from djepa_mm.text_encoders.pretrained import CLIPConfig, SentenceConfig, T5Config
 from djepa_mm.text_encoders.vocabulary import SymbolsConfig, WordsConfig
-from djepa_mm.types import BrokenItem, ConditionConfig, ConditionKind, Entry, Source, Stream, UserError
+from djepa_mm.types import (
+    BrokenItem,
+    ConditionConfig,
+    ConditionKind,
+    Entry,
+    KeptFeatures,
+    Pinned,
+    Source,
+    Stream,
+    UserError,
+)
 
 Encoder = WordsConfig | SymbolsConfig | T5Config | CLIPConfig | SentenceConfig
 MOST_NAMED = 20  # words, of a corpus
@@ -43,6 +53,10 @@ class CaptionConfig(ConditionConfig):
     def build(self) -> CaptionCondition:
         return CaptionCondition(self)
 
+    def pinned(self) -> Self:
+        """With the hash of a frozen encoder's weights; one that is learned has none."""
+        return self.model_copy(update={"encoder": self.encoder.pinned()}) if isinstance(self.encoder, Pinned) else self
+
 
 class CaptionCondition(ConditionKind[str]):
     """Values are texts, without what the encoder does not know. Requests may say `text`, and `negative`, what guidance
@@ -59,10 +73,12 @@ class CaptionCondition(ConditionKind[str]):
     def bind(self, source: Source | Stream) -> None:
         entries = None if isinstance(source, Stream) else (source.entry(index) for index in range(len(source)))
         self.encoder.bind(None if entries is None else (entry.text for entry in entries if entry.text is not None))
+        if isinstance(source, KeptFeatures):
+            self.encoder.stored = source.kept_features(self.made_by)
 
     def read(self, entry: Entry) -> str:
         if entry.text is None:
-            raise BrokenItem("it has no text, and condition.kind is caption")
+            raise BrokenItem(f"it has no text{entry.untold and f' ({entry.untold})'}, and condition.kind is caption")
         if not (text := _plain(entry.text)):
             raise BrokenItem("its text is empty, and condition.kind is caption")
         if not (known := self.encoder.known(text)):
@@ -79,6 +95,15 @@ class CaptionCondition(ConditionKind[str]):
         if cut := sum(len(self.encoder.ids(text)) > self.encoder.most for text in texts):
             found[f"captions cut to {self.encoder.most} tokens"] = f"{cut:,}"
         return found
+
+    # --- what may be kept
+
+    def made_by(self) -> dict[str, Any] | None:
+        encoder = self.encoder.made_by()
+        return None if encoder is None else {"encoder": encoder, "max_tokens": self.config.max_tokens}
+
+    def features(self, values: Sequence[str]) -> list[Tensor]:
+        return self.encoder.encode(values)
 
     # --- the model
 

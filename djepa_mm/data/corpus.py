@@ -20,7 +20,18 @@ from djepa_mm.data.feedback import Feedback, State, measures, merged, moved
 from djepa_mm.data.reading import Kept, KeptCorpus, Memory, Reading, Row, draws, every_reading, readings_of
 from djepa_mm.data.sizes import DrawsSizes
 from djepa_mm.recipe.schema import BatchConfig, FeedbackConfig
-from djepa_mm.types import BrokenItem, ConditionKind, Entry, MediaSpec, Progress, Source, Tokenizer, UserError
+from djepa_mm.types import (
+    BrokenItem,
+    ConditionKind,
+    Entry,
+    FrozenFeatures,
+    KeptFeatures,
+    MediaSpec,
+    Progress,
+    Source,
+    Tokenizer,
+    UserError,
+)
 
 T = TypeVar("T")
 
@@ -140,13 +151,18 @@ class Corpus:
         self.condition.fit(list(values.values()), [specs[index].num_tokens for index in values])
 
     def each(self, progress: Progress) -> Iterator[Seen]:
-        """Every item once, but for broken ones, which `broken` then names. Raises UserError where kept tokens are
-        damaged."""
+        """Every item once, but for broken ones, which `broken` then names. Raises UserError where kept tokens, or
+        features of texts, are damaged."""
+        stored = None
+        if isinstance(self.source, KeptFeatures) and isinstance(self.condition, FrozenFeatures):
+            stored = self.source.kept_features(self.condition.made_by)
         for done, index in enumerate(self.specs):
             content = self.read(index)
             if content is not None and isinstance(self.source, Kept):
                 for reading in range(self.source.readings):
                     self.source.tokens(index, reading)
+            if stored is not None:
+                stored(self.values[index])
             if content is not None:
                 media = content if isinstance(content, Tensor) else None
                 spec = self.tokenizer.spec_of(tuple(content.shape)) if isinstance(content, Tensor) else content.spec

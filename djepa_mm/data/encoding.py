@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +28,8 @@ from djepa_mm.data.compact import Alike
 from djepa_mm.data.corpus import Corpus
 from djepa_mm.data.latents import (
     ABOUT,
+    FEATURES,
+    FEATURES_INDEX,
     FORMAT,
     INDEX,
     NONE,
@@ -36,6 +40,7 @@ from djepa_mm.data.latents import (
     read_about,
     read_statistics,
     shard_path,
+    text_key,
     weights_hash,
     write_about,
 )
@@ -43,12 +48,26 @@ from djepa_mm.data.reading import KeptCorpus, draws, every_reading, readings_of
 from djepa_mm.recipe.load import recipe_data
 from djepa_mm.recipe.schema import Recipe
 from djepa_mm.runs.files import check_writable, written_to
-from djepa_mm.types import BrokenItem, MediaSpec, Progress, Source, Stream, Tokenizer, UserError
+from djepa_mm.types import (
+    BrokenItem,
+    ConditionKind,
+    FrozenFeatures,
+    MediaSpec,
+    Progress,
+    Source,
+    Stream,
+    Tokenizer,
+    UserError,
+)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHARD_BYTES = 256 * 2**20  # most of a shard, about
+SHARD_TEXTS = 256  # most texts of a shard: half a gigabyte of features where texts and network are long and wide
+TEXTS_AT_ONCE = 64
 # What `latents.json` says from the start; the last two are not compared when encoding goes on
-BEGUN = ("format", "version", "tokenizer", "weights", "data", "seed", "kept", "corpus", "statistics", "folder")
+BEGUN = (
+    "format", "version", "tokenizer", "weights", "data", "seed", "kept", "corpus", "condition", "statistics", "folder",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,26 +103,37 @@ def encode_corpus(
     progress: Progress | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Encoding:
-    """Write the tokens of a recipe's corpus to `out`, or what is still missing there.
+    """Write the tokens of a recipe's corpus to `out`, and what a frozen network of its condition makes of each of its
+    texts, or what is still missing there.
 
     rank, world: this process writes every world-th shard; the last one that is done writes the index. progress: of the
-    items of this process. stopped: asked after each item. Raises UserError where the corpus has too many readings of an
-    item, or `out` holds latents of something else."""
-    source, tokenizer = recipe.data.build(), recipe.tokenizer.build()
+    items and texts of this process. stopped: asked after each item and before a few texts. Raises UserError where the
+    corpus has too many readings of an item, or `out` holds latents of something else."""
+    source, tokenizer, condition = recipe.data.build(), recipe.tokenizer.build(), recipe.condition.build()
+    device = torch.device(device)
     if isinstance(source, Stream):
         raise UserError(f"data.source {recipe.data.source}: a stream is not encoded; encode what it was packed from")
     if isinstance(source, KeptCorpus):
         raise UserError("data.source: latents are encoded already; encode the corpus that they are of")
     check_media(source, tokenizer)
     readings = _readings(source, keeping)
+    condition.bind(source)
     with written_to(out):
         check_writable(out)
-        begun = _begin(recipe, source, tokenizer, out, keeping, readings)
+        begun = _begin(recipe, source, tokenizer, condition, out, keeping, readings)
         tokenizer.load_state(read_statistics(out, begun))
-        writer = _Writer(source, tokenizer, out, begun)
-        finished = writer.write(range(rank, writer.shards, world), recipe, torch.device(device), progress, stopped)
-        if finished and writer.is_whole():
-            broken = writer.finish()
+        writer = _Writer(source, tokenizer, out, begun, device, recipe.batch.workers)
+        condition.to(device)
+        features, frozen = None, cast(Any, condition)
+        if isinstance(frozen, FrozenFeatures) and "condition" in begun:
+            features = _FeatureWriter(_texts(source, condition), frozen, out, begun)
+        writers = [writer] if features is None else [writer, features]
+        if (
+            _write([(one, range(rank, one.shards, world)) for one in writers], progress, stopped)
+            and writer.is_whole()
+            and (features is None or features.is_whole())
+        ):
+            broken = writer.finish(None if features is None else features.finish())
             return Encoding(items=len(source), broken=broken, finished=True)
     return Encoding(items=len(source), broken=len(writer.broken), finished=False)
 
@@ -119,7 +149,13 @@ def _readings(source: Source, keeping: Keeping) -> int:
 
 
 def _begin(
-    recipe: Recipe, source: Source, tokenizer: Tokenizer, out: Path, keeping: Keeping, readings: int
+    recipe: Recipe,
+    source: Source,
+    tokenizer: Tokenizer,
+    condition: ConditionKind[Any],
+    out: Path,
+    keeping: Keeping,
+    readings: int,
 ) -> dict[str, Any]:
     """What `latents.json` says from the start. Raises UserError where `out` holds latents of something else."""
     shapes = _shapes(source, tokenizer)[0]
@@ -142,11 +178,11 @@ def _begin(
         },
         "corpus": _fingerprint(source),
     }
+    if isinstance(condition, FrozenFeatures) and (made_by := condition.made_by()) is not None:
+        about["condition"] = made_by
     if not (out / ABOUT).exists():
         if out.is_dir() and any(out.iterdir()):
             raise UserError(f"--out {out}: that folder holds something else; choose another one")
-        condition = recipe.condition.build()
-        condition.bind(source)
         config = recipe.batch.model_copy(update={"cache": False})
         Corpus(source, tokenizer, condition, config, seed=recipe.run.seed).fit_tokenizer()
         with made_whole(out) as folder:
@@ -155,42 +191,89 @@ def _begin(
             about["folder"] = _way_back(out)
             write_about(folder / ABOUT, about)
     there = read_about(out, "--out")
+    more = "condition" in about and "condition" not in there  # features beside tokens that were written without
+    if more:
+        there["condition"] = about["condition"]
     for section in BEGUN[:-2]:
-        if key := difference(section, there.get(section), about[section]):
+        if key := difference(section, there.get(section), about.get(section)):
             name, theirs, ours = key
             raise UserError(
                 f"--out {out}: the latents there were begun with {name} {theirs!r}, now it is {ours!r}; make them "
                 "agree, or choose another folder"
             )
-    return {key: there[key] for key in BEGUN}
+    if more:
+        _replaced(out / ABOUT, lambda path: write_about(path, there))
+    return {key: there[key] for key in BEGUN if key in there}
 
 
-class _Writer:
-    """Shards of a corpus, and the index of them."""
+class _Shards(ABC):
+    """Files of one kind, which are written each for itself."""
 
-    def __init__(self, source: Source, tokenizer: Tokenizer, out: Path, begun: Mapping[str, Any]) -> None:
-        self.source, self.tokenizer, self.out, self.begun = source, tokenizer, out, begun
+    def __init__(self, out: Path, each: int, count: int, prefix: str = "") -> None:
+        """each: most of what is counted, of `count`, in a file."""
+        self.out, self.each, self.count, self.prefix = out, each, count, prefix
+        self.shards = -(-count // each)
+
+    def path(self, number: int) -> Path:
+        return shard_path(self.out, number, self.prefix)
+
+    def within(self, number: int) -> range:
+        """What of all belongs to a shard."""
+        return range(number * self.each, min(self.count, (number + 1) * self.each))
+
+    def to_do(self, number: int) -> int:
+        """How many of them there is work for."""
+        return len(self.within(number))
+
+    def is_whole(self) -> bool:
+        """Whether every shard is there, whoever wrote it."""
+        return all(_is_whole(self.path(number)) for number in range(self.shards))
+
+    @abstractmethod
+    def write(self, numbers: Sequence[int], advance: Callable[[int], None], stopped: Callable[[], bool]) -> bool:
+        """Shards -> whether that came to its end. advance: called with how many more are done."""
+
+
+def _write(
+    shares: Sequence[tuple[_Shards, Sequence[int]]], progress: Progress | None, stopped: Callable[[], bool]
+) -> bool:
+    """The shards of these numbers that are not there -> whether that came to its end."""
+    missing = [(one, [number for number in numbers if not _is_whole(one.path(number))]) for one, numbers in shares]
+    total, left = (sum(one.to_do(n) for one, numbers in some for n in numbers) for some in (shares, missing))
+    done = total - left
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(done, total)
+
+    advance(0)
+    return all(one.write(numbers, advance, stopped) for one, numbers in missing)
+
+
+class _Writer(_Shards):
+    """Tokens of a corpus, and the index of them."""
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        out: Path,
+        begun: Mapping[str, Any],
+        device: torch.device,
+        workers: int,
+    ) -> None:
+        self.source, self.tokenizer, self.begun, self.device, self.workers = source, tokenizer, begun, device, workers
         self.kept = begun["kept"]
+        super().__init__(out, self.kept["shard_items"], len(source))
         self.specs, self.broken = _shapes(source, tokenizer)
-        self.each = self.kept["shard_items"]
-        self.shards = -(-len(source) // self.each)
         self.axes = max((len(spec.shape) for spec in self.specs.kept), default=1)
 
-    def write(
-        self,
-        numbers: Sequence[int],
-        recipe: Recipe,
-        device: torch.device,
-        progress: Progress | None,
-        stopped: Callable[[], bool],
-    ) -> bool:
-        """The shards of these numbers that are not there -> whether that came to its end."""
-        missing = [number for number in numbers if not _is_whole(shard_path(self.out, number))]
-        total = sum(len(self._items(number)) for number in numbers)
-        done = total - sum(len(self._items(number)) for number in missing)
+    def write(self, numbers: Sequence[int], advance: Callable[[int], None], stopped: Callable[[], bool]) -> bool:
         blocks = [
             some[start : start + self.kept["at_once"]]
-            for some in map(self._items, missing)
+            for some in map(self._items, numbers)
             for start in range(0, len(some), self.kept["at_once"])
         ]
         reading = every_reading(
@@ -198,21 +281,17 @@ class _Writer:
             self.tokenizer,
             blocks,
             seed=self.begun["seed"],
-            device=device,
+            device=self.device,
             drawn=self.kept["drawn"] or 1,
-            workers=recipe.batch.workers,
+            workers=self.workers,
         )
-        if progress is not None:
-            progress(done, total)
-        for number in missing:
+        for number in numbers:
             found: dict[int, list[Encoded] | str] = {}
             for index in self._items(number):
                 read, item = next(reading)
                 assert read == index
                 found[index] = item
-                done += 1
-                if progress is not None:
-                    progress(done, total)
+                advance(1)
                 if stopped():
                     reading.close()
                     return False
@@ -221,12 +300,14 @@ class _Writer:
 
     def _items(self, number: int) -> list[int]:
         """Of a shard, without those whose header says already that they cannot be tokenized."""
-        some = range(number * self.each, min(len(self.source), (number + 1) * self.each))
-        return [index for index in some if index in self.specs]
+        return [index for index in self.within(number) if index in self.specs]
+
+    def to_do(self, number: int) -> int:
+        return len(self._items(number))
 
     def _save(self, number: int, found: Mapping[int, list[Encoded] | str]) -> None:
         readings, dtype = self.kept["readings"], DTYPES[self.kept["dtype"]]
-        count = min(self.each, len(self.source) - number * self.each) * readings
+        count = len(self.within(number)) * readings
         grids, shapes = torch.zeros(count, 3, dtype=torch.int32), torch.zeros(count, self.axes, dtype=torch.int32)
         sums = torch.zeros(count, dtype=torch.int64)
         tokens, deviations = [torch.empty(0, self.tokenizer.token_dim)], [torch.empty(0, self.tokenizer.token_dim)]
@@ -245,14 +326,10 @@ class _Writer:
         tensors = {name: torch.cat([one.to(dtype) for one in rows]) for name, rows in whole.items()}
         tensors |= {"grid": grids, "shape": shapes, "checksum": sums}
         reasons = {"broken": json.dumps(broken)}  # one key, for several would be written in any order
-        _replaced(shard_path(self.out, number), lambda path: save_file(tensors, path, reasons))
+        _replaced(self.path(number), lambda path: save_file(tensors, path, reasons))
 
-    def is_whole(self) -> bool:
-        """Whether every shard is there, whoever wrote it."""
-        return all(_is_whole(shard_path(self.out, number)) for number in range(self.shards))
-
-    def finish(self) -> int:
-        """Write the index of all shards -> how many items are broken."""
+    def finish(self, features: Mapping[str, Any] | None) -> int:
+        """Write the index of all shards -> how many items are broken. features: what is to be said of them."""
         source, readings = self.source, self.kept["readings"]
         specs: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
 
@@ -265,7 +342,7 @@ class _Writer:
         begins, sums = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.uint32)
         sizes = []
         for number in range(self.shards):
-            path = shard_path(self.out, number)
+            path = self.path(number)
             sizes.append(path.stat().st_size)
             with safe_open(path, "pt") as shard:
                 self.broken |= {int(index): why for index, why in json.loads(shard.metadata()["broken"]).items()}
@@ -311,10 +388,75 @@ class _Writer:
             "shards": sizes,
             "index": file_hash(self.out / INDEX),
         }
+        if features is not None:
+            about["features"] = features
         _replaced(self.out / ABOUT, lambda path: write_about(path, about))
         for leftover in self.out.glob(".*.part"):  # of processes that were killed
             leftover.unlink(missing_ok=True)
         return len(self.broken)
+
+
+class _FeatureWriter(_Shards):
+    """What a frozen network makes of texts, and the index of them."""
+
+    def __init__(self, texts: Sequence[str], network: FrozenFeatures, out: Path, begun: Mapping[str, Any]) -> None:
+        super().__init__(out, min(begun["kept"]["shard_items"], SHARD_TEXTS), len(texts), FEATURES)
+        self.texts, self.network = texts, network
+
+    def write(self, numbers: Sequence[int], advance: Callable[[int], None], stopped: Callable[[], bool]) -> bool:
+        for number in numbers:
+            found: list[Tensor] = []
+            texts = [self.texts[n] for n in self.within(number)]
+            for start in range(0, len(texts), TEXTS_AT_ONCE):
+                if stopped():
+                    return False
+                some = self.network.features(texts[start : start + TEXTS_AT_ONCE])
+                found += some
+                advance(len(some))
+            self._save(number, found)
+        return True
+
+    def _save(self, number: int, found: Sequence[Tensor]) -> None:
+        tensors = {
+            "features": torch.cat(list(found)),  # (sum of L, E)
+            "length": torch.tensor([len(one) for one in found], dtype=torch.int32),
+            "checksum": torch.tensor([checksum(one) for one in found]),
+        }
+        _replaced(self.path(number), lambda path: save_file(tensors, path))
+
+    def finish(self) -> dict[str, Any]:
+        """Write the index of all shards -> what is to be said of them."""
+        lengths, begins, sums, sizes = ([np.zeros(0, np.int64)] for _ in range(4))
+        for number in range(self.shards):
+            sizes.append(np.array([self.path(number).stat().st_size]))
+            with safe_open(self.path(number), "pt") as shard:
+                lengths.append(shard.get_tensor("length").numpy().astype(np.int64))
+                begins.append(np.cumsum(lengths[-1]) - lengths[-1])
+                sums.append(shard.get_tensor("checksum").numpy())
+        keys = np.array([text_key(text) for text in self.texts], np.uint64)
+        order = np.argsort(keys)
+        arrays: dict[str, np.ndarray] = {
+            "key": keys[order],
+            "place": order.astype(np.int64),
+            "begin": np.concatenate(begins)[order],
+            "length": np.concatenate(lengths)[order].astype(np.int32),
+            "checksum": np.concatenate(sums)[order].astype(np.uint32),
+        }
+        _replaced(self.out / FEATURES_INDEX, lambda path: save_arrays(arrays, path))
+        return {
+            "shard_texts": self.each,
+            "shards": np.concatenate(sizes).tolist(),
+            "index": file_hash(self.out / FEATURES_INDEX),
+        }
+
+
+def _texts(source: Source, condition: ConditionKind[Any]) -> list[str]:
+    """Of the items, each once, in the order that they first come in."""
+    found: dict[str, None] = {}
+    for index in range(len(source)):
+        with suppress(BrokenItem):
+            found[condition.read(source.entry(index))] = None
+    return list(found)
 
 
 def _shapes(source: Source, tokenizer: Tokenizer) -> tuple[Alike[MediaSpec], dict[int, str]]:

@@ -6,9 +6,13 @@ A folder holds
     00000.safetensors, …      shards: the tokens of so many items each, of every reading that is kept, one after the
                               other; of tokens that are drawn their mean and deviation
     index.safetensors         names, labels, texts and sizes of all items, and where their tokens lie
+and, of a kind of condition with a frozen network that reads texts, see `FrozenFeatures`,
+    features-00000.safetensors, …   what that makes of so many texts each, every text once
+    features.safetensors      which texts these are, and where their features lie
 
 A shard depends on its items alone, not on who writes it or when: interrupted and gone on, or shared out to several
-processes, the files are the same. N tokens, C token channels, R readings of an item that are kept.
+processes, the files are the same. N tokens, C token channels, R readings of an item that are kept, L tokens of a text,
+E features of each, U different texts.
 """
 
 from __future__ import annotations
@@ -16,9 +20,9 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,7 +40,9 @@ from djepa_mm.types import BrokenItem, Entry, Item, MediaSpec, Source, SourceCon
 
 FORMAT = 1
 ABOUT, STATISTICS, INDEX = "latents.json", "statistics.safetensors", "index.safetensors"
+FEATURES, FEATURES_INDEX = "features-", "features.safetensors"
 OPEN = 64  # shards held open by a process that reads
+MOST_SHOWN = 80  # characters of a text in an error
 NONE = -1  # of a broken item's size, and of an item without a class
 
 
@@ -61,6 +67,15 @@ class _Begun(BaseModel):
     kept: _Keeping
     statistics: str
     folder: WayTo
+    condition: dict[str, Any] | None = None
+
+
+class _Features(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    shard_texts: PositiveInt
+    shards: list[PositiveInt]
+    index: str
 
 
 class _Finished(_Begun):
@@ -74,6 +89,7 @@ class _Finished(_Begun):
     broken: dict[str, str]
     shards: list[PositiveInt]
     index: str
+    features: _Features | None = None
 
 
 # --- what is written down ---------------------------------------------------------------------------------------------
@@ -145,8 +161,8 @@ def difference(name: str, there: Any, here: Any) -> tuple[str, Any, Any] | None:
     return None if there == here else (name, there, here)
 
 
-def shard_path(folder: Path, number: int) -> Path:
-    return folder / f"{number:05d}.safetensors"
+def shard_path(folder: Path, number: int, prefix: str = "") -> Path:
+    return folder / f"{prefix}{number:05d}.safetensors"
 
 
 def checksum(*tensors: Tensor) -> int:
@@ -154,6 +170,11 @@ def checksum(*tensors: Tensor) -> int:
     for one in tensors:
         value = zlib.crc32(one.view(torch.uint8).numpy(), value)  # type: ignore[arg-type]  # it is a buffer
     return value
+
+
+def text_key(text: str) -> np.uint64:
+    """By which a text's features are found: 64 bits of its hash."""
+    return np.frombuffer(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), "<u8")[0]
 
 
 def weights_hash(tokenizer: Tokenizer) -> str | None:
@@ -165,30 +186,65 @@ def weights_hash(tokenizer: Tokenizer) -> str | None:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
+class _Shards:
+    """Files of tensors that are read in parts; those that were asked for last stay open."""
+
+    def __init__(self, root: Path, sizes: Sequence[int], prefix: str = "") -> None:
+        """Raises UserError where one is missing, or has not its size in bytes."""
+        self.root, self.prefix = root, prefix
+        self.open: dict[int, Any] = {}
+        for number, size in enumerate(sizes):
+            path = self.path(number)
+            found = path.stat().st_size if path.is_file() else 0
+            if found != size:
+                raise _damaged(path, f"{found:,} of {size:,} bytes" if found else "missing")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "open": {}}  # open files stay with their process
+
+    def path(self, number: int) -> Path:
+        return shard_path(self.root, number, self.prefix)
+
+    def read(self, number: int, names: Sequence[str], begin: int, count: int) -> list[Tensor]:
+        """So many rows of each of these tensors."""
+        try:
+            if number not in self.open:
+                while len(self.open) >= OPEN:
+                    del self.open[next(iter(self.open))]
+                self.open[number] = safe_open(self.path(number), "pt")
+            shard = self.open[number]
+            # copies, for a part of a file that is mapped would go to another process with all of the file
+            return [shard.get_slice(name)[begin : begin + count].clone() for name in names]
+        except (OSError, SafetensorError, LookupError, ValueError) as error:
+            raise _damaged(self.path(number), " ".join(str(error).split())) from None
+
+
+def _read_index(path: Path, digest: str, check: Callable[[Mapping[str, np.ndarray]], None]) -> dict[str, np.ndarray]:
+    """Arrays of a file of that hash. check: raises ValueError, or LookupError, where they do not fit together."""
+    if not path.is_file() or file_hash(path) != digest:
+        raise _damaged(path, "missing, or not what was written")
+    try:
+        index = load_arrays(path)
+        check(index)
+    except (SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise _damaged(path, " ".join(str(error).split())) from None
+    return index
+
+
 class Latents:
     """A corpus of kept tokens. What it knows of its items takes some tens of bytes for each, in a few blocks."""
 
     def __init__(self, root: Path) -> None:
         """Raises UserError for what is missing, unfinished or damaged; a shard is read when it is needed."""
         self.root, self.about = root, read_about(root, "data.root")
-        if "index" not in self.about:
+        if "index" not in self.about or ("condition" in self.about and "features" not in self.about):
             raise UserError(
                 f"data.root: the latents in {root.absolute()} are not complete; go on: djepa-mm encode RECIPE "
                 f"--out {root}"
             )
         self.statistics: Mapping[str, Tensor] = read_statistics(root, self.about)
-        for number, size in enumerate(self.about["shards"]):
-            path = shard_path(root, number)
-            found = path.stat().st_size if path.is_file() else 0
-            if found != size:
-                raise _damaged(path, f"{found:,} of {size:,} bytes" if found else "missing")
-        if not (root / INDEX).is_file() or file_hash(root / INDEX) != self.about["index"]:
-            raise _damaged(root / INDEX, "missing, or not what was written")
-        try:
-            self.index = load_arrays(root / INDEX)
-            _check_index(self.index, self.about)
-        except (SafetensorError, ValueError, LookupError, TypeError) as error:
-            raise _damaged(root / INDEX, " ".join(str(error).split())) from None
+        self._shards = _Shards(root, self.about["shards"])
+        self.index = _read_index(root / INDEX, self.about["index"], partial(_check_index, about=self.about))
         self.classes: tuple[str, ...] = tuple(self.about["classes"])
         self.sample_rate_hz: int | None = self.about["sample_rate_hz"]
         self.left_out: dict[str, int] = self.about["left_out"]
@@ -197,10 +253,6 @@ class Latents:
             MediaSpec(grid=cast(tuple[int, int, int], tuple(grid)), shape=tuple(shape))
             for grid, shape in zip(self.index["grids"].tolist(), self.index["shapes"].tolist(), strict=True)
         ]
-        self._shards: dict[int, Any] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}}  # open files stay with their process
 
     def __len__(self) -> int:
         return len(self.index["header"])
@@ -233,14 +285,9 @@ class Latents:
             raise self._broken(index)
         spec, begin = self.specs[code], int(self.index["begin"][row])
         names = ("tokens", "deviation") if self.about["kept"]["deviation"] else ("tokens",)
-        try:
-            shard = self._shard(number)
-            # copies, for a part of a file that is mapped would go to another process with all of the file
-            kept = [shard.get_slice(name)[begin : begin + spec.num_tokens].clone() for name in names]
-        except (OSError, SafetensorError, LookupError, ValueError) as error:
-            raise _damaged(shard_path(self.root, number), " ".join(str(error).split())) from None
+        kept = self._shards.read(number, names, begin, spec.num_tokens)
         if checksum(*kept) != self.index["checksum"][row]:
-            raise _damaged(shard_path(self.root, number), f"the tokens of {self._text('name', index)} were changed")
+            raise _damaged(self._shards.path(number), f"the tokens of {self._text('name', index)} were changed")
         tokens, *deviation = (one.float() for one in kept)
         return Encoded(tokens, spec, *deviation)
 
@@ -266,6 +313,15 @@ class Latents:
         if self.about["weights"] != weights:
             raise self._stale("the tokenizer's weights", _short(self.about["weights"]), _short(weights))
 
+    def kept_features(self, made_by: Callable[[], Mapping[str, Any] | None]) -> Callable[[str], Tensor | None] | None:
+        there = self.about.get("condition")
+        if there is None or (here := made_by()) is None:
+            return None
+        if found := difference("condition", there, here):
+            name, *both = found
+            raise self._stale(name, *map(_short, both) if name.endswith("sha256") else both)
+        return Features(self.root, self.about["features"])
+
     def check_statistics(self, tokenizer: Tokenizer) -> None:
         """Raises UserError where a run that goes on has learned others than those the tokens were made by."""
         ours = tokenizer.state()
@@ -286,17 +342,46 @@ class Latents:
     def _broken(self, index: int) -> BrokenItem:
         return BrokenItem(self.about["broken"].get(str(index), "left out when the corpus was encoded"))
 
-    def _shard(self, number: int) -> Any:
-        if number not in self._shards:
-            while len(self._shards) >= OPEN:
-                del self._shards[next(iter(self._shards))]
-            self._shards[number] = safe_open(shard_path(self.root, number), "pt")
-        return self._shards[number]
-
     def _text(self, kind: str, index: int) -> str:
         ends = self.index[f"{kind}_ends"]
         block = self.index[f"{kind}s"][ends[index - 1] if index else 0 : ends[index]]
         return block.tobytes().decode()
+
+
+class Features:
+    """What a frozen network has made of texts, read when it is asked for; of each, memory takes some tens of bytes."""
+
+    def __init__(self, root: Path, about: Mapping[str, Any]) -> None:
+        """about: what latents.json says of them. Raises UserError for what is missing or damaged."""
+        self.shard_texts: int = about["shard_texts"]
+        self._shards = _Shards(root, about["shards"], FEATURES)
+        self.index = _read_index(root / FEATURES_INDEX, about["index"], _check_features_index)
+
+    def __call__(self, text: str) -> Tensor | None:
+        """(L, E), or None of a text that is not among them. Raises UserError where they are damaged."""
+        keys, key = self.index["key"], text_key(text)
+        row = int(np.searchsorted(keys, key))
+        if row == len(keys) or keys[row] != key:
+            return None
+        place, begin, length = (int(self.index[name][row]) for name in ("place", "begin", "length"))
+        number = place // self.shard_texts
+        (features,) = self._shards.read(number, ("features",), begin, length)
+        if checksum(features) != self.index["checksum"][row]:
+            raise _damaged(self._shards.path(number), f"the features of {text[:MOST_SHOWN]!r} were changed")
+        return features
+
+
+def _check_features_index(index: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError, or KeyError, where the arrays do not fit together."""
+    texts = len(index["key"])
+    for name in ("key", "place", "begin", "length", "checksum"):
+        if index[name].shape != (texts,) or index[name].dtype.kind not in "iu":
+            raise ValueError(f"{name} is not {texts:,} whole numbers")
+    if np.any(index["key"][1:] <= index["key"][:-1]):
+        raise ValueError("key does not rise")
+    for name, least, beyond in (("place", 0, texts), ("begin", 0, 2**62), ("length", 1, 2**31)):
+        if texts and (index[name].min() < least or index[name].max() >= beyond):
+            raise ValueError(f"{name} from {index[name].min()} to {index[name].max()}")
 
 
 def _check_index(index: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:

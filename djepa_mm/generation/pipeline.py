@@ -31,6 +31,7 @@ from djepa_mm.types import ConditionKind, Extent, MediaSpec, Progress, Tokenizer
 from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_state, read_tensors
 
 MOST = 1_000_000  # of steps, guidance and temperature: beyond it, there are no numbers
+MOST_SIDE = 16_384  # pixels of what is asked for
 MOST_ASPECT = 100  # width / height, or the other way round
 Jobs = list[Job]  # of one request: one, or the parts that are joined
 
@@ -147,6 +148,12 @@ class Pipeline:
             raise UserError(
                 f"model.positions is {self.recipe.model.positions}, so this model knows the places of {height}×{width} "
                 "pixels alone: leave the size out, or train with rotary positions and tokenizer.vary"
+            )
+        if extent.size is not None and max(extent.size) > MOST_SIDE:
+            height, width = extent.size
+            raise UserError(
+                f"a size of {height}×{width} pixels (height × width): no side may have more than {MOST_SIDE:,}; ask "
+                "for a smaller size"
             )
         spec = self.tokenizer.spec_for(extent)
         check_item(self.recipe, spec, self.device)

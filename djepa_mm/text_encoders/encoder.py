@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -29,6 +29,7 @@ class TextEncoder(ABC):
     def __init__(self, most: int) -> None:
         self.most = most
         self.told = False  # that a text was cut
+        self.stored: Callable[[str], Tensor | None] | None = None  # gives features of texts that were kept before
 
     def bind(self, captions: Iterator[str] | None) -> None:
         """Learn what a corpus tells before the model is built. captions: None where they cannot be read beforehand.
@@ -71,6 +72,10 @@ class TextEncoder(ABC):
         """From what `encode` gives to the model's width, (B, L) or (B, L, E) -> (B, L, D).
 
         Raises UserError where its size is not known."""
+
+    def made_by(self) -> dict[str, Any] | None:
+        """What the features of a frozen network depend on, ready for JSON; None where there is no such network."""
+        return None
 
     def to(self, device: torch.device) -> None:
         """Where a network shall work, if there is one."""

@@ -5,13 +5,15 @@ L tokens of a text, E features of one.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import abstractmethod
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
-from typing import Any, ClassVar, Literal
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PositiveInt
@@ -26,6 +28,7 @@ INSTALL = 'pip install "djepa-mm[text]"'
 KEPT_BYTES = 2**30  # of features in memory, so that a small corpus is encoded once
 AT_ONCE, STEP = 8, 16  # texts, and tokens that their lengths are filled up to multiples of
 MOST_REASON = 200  # characters
+ANSWER_S = 5.0  # that the hub has to answer
 FAILURES = (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError)  # of transformers
 
 
@@ -38,6 +41,15 @@ class PretrainedConfig(Config):
     """Features of a token; given, nothing is read before the first text."""
     precision: Literal["bf16", "fp32"] = "fp32"
     """Of its weights and features."""
+    sha256: str | None = None
+    """Of its weights: others are refused. A run that is trained with them notes it by itself."""
+
+    @abstractmethod
+    def build(self, most: int) -> Pretrained: ...
+
+    def pinned(self) -> Self:
+        """With the hash of the weights that are there."""
+        return self.model_copy(update={"sha256": self.build(1).weights_hash})
 
 
 class T5Config(PretrainedConfig):
@@ -95,11 +107,55 @@ class Pretrained(TextEncoder):
 
     # --- loading
 
+    @property
+    def weights_hash(self) -> str | None:
+        """SHA-256 of the files of its weights, one after the other; None where it has no safetensors of its own.
+
+        Raises UserError where the recipe says another one, or there is no such encoder."""
+        _ = self.about
+        files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self._weights()]
+        found, said = _hash(tuple(files)) if files else None, self.config.sha256
+        if said is not None and said != found:
+            there = f"are {found[:12]}…, not" if found else "have no safetensors that could be"
+            raise UserError(
+                f"condition.encoder.sha256: the weights in {self.config.model!r} {there} {said[:12]}…; name "
+                "the encoder that was meant in condition.encoder.model, or set the hash to null to take this one"
+            )
+        return found
+
+    def _weights(self) -> list[Path]:
+        """The safetensors files that transformers would load, from the hub's cache where the name is one of the hub."""
+        with self._loading():
+            from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+            from transformers.utils.hub import get_checkpoint_shard_files
+
+            for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
+                found = cached_file(self.name, name, _raise_exceptions_for_missing_entries=False, **self.reach)
+                if found is not None and name == SAFE_WEIGHTS_INDEX_NAME:
+                    return [Path(part) for part in get_checkpoint_shard_files(self.name, found, **self.reach)[0]]
+                if found is not None:
+                    return [Path(found)]
+        return []
+
+    @cached_property
+    def reach(self) -> dict[str, bool]:
+        """Where transformers may look: for a name on the hub in its cache alone if the hub does not answer, as each
+        file would be asked for for half a minute otherwise."""
+        if os.path.isdir(self.name):
+            return {}
+        from huggingface_hub import constants, get_session
+
+        try:
+            get_session().head(constants.ENDPOINT, timeout=ANSWER_S)
+        except Exception:  # of the library for HTTP that the hub's has chosen
+            return {"local_files_only": True}
+        return {}
+
     @cached_property
     def about(self) -> Any:
         """Its configuration."""
         with self._loading() as transformers:
-            return self.text_part(transformers.AutoConfig.from_pretrained(self.name))
+            return self.text_part(transformers.AutoConfig.from_pretrained(self.name, **self.reach))
 
     @property
     def width(self) -> int:
@@ -108,7 +164,7 @@ class Pretrained(TextEncoder):
     @cached_property
     def tokenizer(self) -> Any:
         with self._loading() as transformers:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.name)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, **self.reach)
             if tokenizer.unk_token_id in tokenizer("a")["input_ids"]:  # without files, one is made of nothing
                 raise ValueError("its tokenizer knows no words; are its files there?")
         places = getattr(self.about, "max_position_embeddings", None) or self.most
@@ -122,10 +178,12 @@ class Pretrained(TextEncoder):
                 f"condition.encoder.width: {self.config.model!r} gives {self.about.hidden_size} features, and the "
                 f"recipe says {self.width}; make them agree"
             )
+        if self.config.sha256 is not None:
+            _ = self.weights_hash
         dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
         with self._loading():
             network, found = self.architecture().from_pretrained(
-                self.name, dtype=dtype, use_safetensors=True, output_loading_info=True
+                self.name, dtype=dtype, use_safetensors=True, output_loading_info=True, **self.reach
             )
             if lacking := sorted(key for key in found["missing_keys"] if "pooler" not in key):  # which nobody asks
                 raise ValueError(f"its weights lack {lacking[0]}")
@@ -158,6 +216,10 @@ class Pretrained(TextEncoder):
         """Raises UserError now, and not after the corpus was read, where the encoder is not there."""
         _ = self.tokenizer
 
+    def made_by(self) -> dict[str, Any]:
+        said = self.config.model_dump()
+        return {"kind": said["kind"], "precision": said["precision"], "sha256": self.weights_hash}
+
     def to(self, device: torch.device) -> None:
         self.device = device
         if "network" in vars(self):
@@ -171,9 +233,13 @@ class Pretrained(TextEncoder):
         return ids if len(ids) <= self.most else [*ids[: self.most - 1], ids[-1]]
 
     def encode(self, texts: Sequence[str]) -> list[Tensor]:
-        found = {text: self.kept[text] for text in texts if text in self.kept}
-        for text in found:
-            self.kept.move_to_end(text)
+        found: dict[str, Tensor] = {}
+        for text in texts:
+            if text in self.kept:
+                found[text] = self.kept[text]
+                self.kept.move_to_end(text)
+            elif text not in found and self.stored is not None and (one := self.stored(text)) is not None:
+                found[text] = one
         alike: dict[int, dict[str, list[int]]] = defaultdict(dict)  # by length
         for text in texts:
             if text not in found and not any(text in some for some in alike.values()):
@@ -252,3 +318,13 @@ class Sentence(Pretrained):
         if config.is_encoder_decoder or not hasattr(config, "vocab_size") or not hasattr(config, "hidden_size"):
             raise ValueError(f"{config.model_type!r} is no encoder of texts alone")
         return config
+
+
+@lru_cache(maxsize=8)  # a run asks several times, and a large encoder has tens of gigabytes
+def _hash(files: tuple[tuple[str, int, int], ...]) -> str:
+    """Of the bytes of files, each with its size and the time of its change."""
+    digest = hashlib.sha256()
+    for path, *_ in files:
+        with open(path, "rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()

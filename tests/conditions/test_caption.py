@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from support import inside
 from text_encoders.test_pretrained import KINDS, write_encoder
 
 import djepa_mm
 from djepa_mm.conditions.caption import CaptionCondition, CaptionConfig, CaptionEmbedder, caption_condition
 from djepa_mm.errors import BrokenItem, Notice
+from djepa_mm.recipe.load import recipe_data
 from djepa_mm.types import Entry, UserError
 
 WORDS = ("a", "red", "blue", "circle", "square")
@@ -73,6 +76,10 @@ def test_captions_of_a_corpus() -> None:
     ):
         with pytest.raises(BrokenItem, match=reason):
             kind.read(Entry(name="1", text=text))
+    with pytest.raises(
+        BrokenItem, match=r"^it has no text \(captions\.jsonl, line 3: not UTF-8\), and condition\.kind is"
+    ):
+        kind.read(Entry(name="1", untold="captions.jsonl, line 3: not UTF-8"))
     entries = [Entry(name=str(n), text=text) for n, text in enumerate(["a red cat", "a cat", "a red cat", "red"])]
     kind = captions(max_tokens=2)
     assert kind.summary([*entries, Entry(name="4", text="a red red")]) == {
@@ -188,6 +195,42 @@ def test_a_real_encoder_trains_and_generates(kind: str, corpus: dict[str, Any], 
     alone = model.generate(text="a red circle", size=(8, 16))[0].media
     torch.testing.assert_close(alone, one.media, atol=1e-3, rtol=1e-3)
     assert not torch.equal(one.media, other.media)
+
+
+def test_other_weights_at_the_same_place_are_refused(corpus: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    folder = write_encoder(tmp_path / "t5", "t5")
+    condition = {"kind": "caption", "encoder": {"kind": "t5", "model": str(folder)}}
+    recipe = djepa_mm.load_recipe("digits", {"data": corpus, "condition": condition, **SMALL})
+    run = djepa_mm.train(recipe, tmp_path / "run", progress=False).run
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert djepa_mm.load_recipe(run / "recipe.yaml").condition.encoder.sha256 == digest
+    painted = djepa_mm.load(run).generate(text="a red circle", size=(8, 8))[0].media
+
+    weights = load_file(folder / "model.safetensors")
+    name = "encoder.final_layer_norm.weight"
+    save_file({**weights, name: weights[name] * 2}, folder / "model.safetensors", {"format": "pt"})
+    said = (
+        rf"^condition\.encoder\.sha256: the weights in '[^\n]*t5' are \w{{12}}…, not {digest[:12]}…; name the encoder "
+        r"that was meant in condition\.encoder\.model, or set the hash to null to take this one$"
+    )
+    with pytest.raises(UserError, match=said):
+        djepa_mm.load(run).generate(text="a red circle", size=(8, 8))
+    other = djepa_mm.load(run, ["condition.encoder.sha256=null"]).generate(text="a red circle", size=(8, 8))[0].media
+    assert other.shape == painted.shape
+    with pytest.raises(UserError, match=said):
+        djepa_mm.train(djepa_mm.load_recipe(run / "recipe.yaml"), tmp_path / "again", progress=False)
+    differs = rf"its condition\.encoder\.sha256 is '{digest}', here '\w{{64}}'; make them agree$"
+    with pytest.raises(UserError, match=rf"^--resume [^\n]*: {differs}"):
+        djepa_mm.train(recipe, run, resume=True, progress=False)
+    with pytest.raises(UserError, match=rf"^--from [^\n]*: {differs}"):
+        djepa_mm.train(recipe, tmp_path / "from", start=run, progress=False)
+
+    for saved in run.rglob("recipe.yaml"):  # as older runs have it
+        saved.write_text("".join(line for line in saved.open() if "sha256" not in line))
+    assert torch.equal(djepa_mm.load(run).generate(text="a red circle", size=(8, 8))[0].media, other)
+    longer = djepa_mm.load_recipe(recipe_data(recipe), ["optim.steps=3"])
+    assert djepa_mm.train(longer, run, resume=True, progress=False).step == 3
 
 
 def test_a_negative_text_takes_the_place_of_the_null_condition(run: Path) -> None:

@@ -77,7 +77,7 @@ def test_the_command(tmp_path: Path) -> None:
         (("runs/digits", str(votes)), "one RUN is measured at a time"),
         (("winrate", str(votes), "--count", "3"), "--count does not go with winrate"),
         (("winrate", str(votes), "--out", str(tmp_path)), "that is a folder"),
-        (("winrate",), "winrate: no such run folder"),
+        (("winrate",), "evaluate winrate: which votes? name their file: djepa-mm evaluate winrate VOTES.csv"),
     ):
         result = inside("evaluate", *arguments, cwd=tmp_path)
         assert result.returncode == 2

@@ -40,13 +40,19 @@ def test_numbers_may_be_numpys(many: Model) -> None:
     assert item.media.shape == (1, 8, 16)
 
 
-def test_sizes_that_no_model_can_have(many: Model, painter: Pipeline, speaker: Pipeline) -> None:
+def test_sizes_that_no_model_can_have(
+    many: Model, painter: Pipeline, speaker: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match=r"of which 16×32 is the nearest$"):
         many.generate(class_=3, size=(17, 31))
     with pytest.raises(UserError, match=r"of which 4×8 is the nearest$"):
         many.generate(class_=3, size=(0, 7))
-    with pytest.raises(UserError, match=r"^an item of [0-9,]+ tokens takes [0-9,]+ GB or more .* smaller size$"):
-        many.generate(class_=3, size=(400_000, 400_000))
+    with pytest.raises(UserError, match=r"^a size of 8×16388 pixels .* more than 16,384; ask for a smaller size$"):
+        many.generate(class_=3, size=(8, 16_388))
+    with monkeypatch.context() as small:
+        small.setattr("djepa_mm.recipe.build.memory_of", lambda device: 1e6)
+        with pytest.raises(UserError, match=r"^an item of 8,192 tokens takes 0 GB or more .* smaller size$"):
+            many.generate(class_=3, size=(8, 16_384))
     with pytest.raises(UserError, match=r"^model\.positions is learned, so this model knows the places of 8×8 pixels"):
         Model(painter, Path("run")).generate(class_=3, size=(16, 8))
     with pytest.raises(UserError, match="--size and --aspect: give one of the two"):
@@ -130,7 +136,8 @@ def test_a_clip_grows_in_all_its_frames(filmer: Pipeline) -> None:
         ({"extend": (4, 0, 0, 0), "size": (16, 16)}, "--size and --extend: give one of the two"),
         ({"extend": (4, 0, 0, 0), "start_s": 1.0}, "keeps its time"),
         ({"extend": (4, 0, 0, 0), "mask": torch.ones(8, 8).bool()}, "--mask: it has"),
-        ({"extend": (400_000, 400_000, 0, 0)}, "GB or more to sample"),
+        ({"extend": (99_996, 0, 0, 0)}, r"a size of 16×100004 pixels .*: no side may have more than 16,384; ask for a"),
+        ({"size": (16, 16_388)}, r"a size of 16×16388 pixels .*: no side may have more than 16,384"),
     ],
 )
 def test_what_cannot_be_painted_around(many: Model, options: dict[str, Any], message: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -106,6 +109,56 @@ def test_texts_are_cut_at_what_the_network_or_the_recipe_takes_and_keep_their_en
             (features,) = encoder.encode([text])
         assert len(features) == expected
         assert encoder.shorten(ids)[-1] == ids[-1] == END
+
+
+def test_the_hash_is_of_the_files_of_weights(tmp_path: Path) -> None:
+    whole = write_encoder(tmp_path / "whole", "t5")
+    single = hashlib.sha256((whole / "model.safetensors").read_bytes()).hexdigest()
+    assert build("t5", whole).weights_hash == single
+    assert T5Config(kind="t5", model=str(whole)).pinned().sha256 == single
+    cut = write_encoder(tmp_path / "cut", "t5")
+    network = transformers.T5EncoderModel.from_pretrained(cut)
+    (cut / "model.safetensors").unlink()
+    network.save_pretrained(cut, max_shard_size="4KB")
+    (cut / "other").mkdir()
+    (cut / "other" / "model.safetensors").write_bytes(b"which nobody loads")
+    parts = sorted(cut.glob("model-*.safetensors"))
+    assert len(parts) > 1
+    assert build("t5", cut).weights_hash == hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
+    for part in parts:
+        part.unlink()
+    (cut / "model.safetensors.index.json").unlink()
+    assert build("t5", cut).weights_hash is None
+    with pytest.raises(
+        UserError, match=r"^condition\.encoder\.sha256: the weights in .* have no safetensors that could be"
+    ):
+        _ = build("t5", cut, sha256=single).weights_hash
+    with pytest.raises(UserError, match=r"^condition\.encoder\.model: cannot load a T5 from '/nowhere/t5'"):
+        T5Config(kind="t5", model="/nowhere/t5").pinned()
+
+
+def test_without_a_network_a_name_on_the_hub_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Session:
+        def head(self, url: str, timeout: float) -> None:
+            asked.append((url, timeout))
+            if not there:
+                raise OSError("no network")
+
+    def sleep(seconds: float) -> NoReturn:
+        raise AssertionError(f"it waits for {seconds} s to try again")
+
+    asked: list[tuple[str, float]] = []
+    there = False
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    monkeypatch.setattr(time, "sleep", sleep)
+    for ask in (lambda one: one.bind(None), lambda one: one.encode(["red"]), lambda one: one.weights_hash):
+        with pytest.raises(
+            UserError, match=r"^condition\.encoder\.model: cannot load a T5 from 'nobody/t5' [^\n]*folder or"
+        ):
+            ask(build("t5", "nobody/t5"))
+    assert asked == [("https://huggingface.co", 5.0)] * 3
+    there = True
+    assert build("t5", "nobody/t5").reach == {}, "with a network all is as transformers has it"
 
 
 def test_what_is_no_encoder_of_texts_is_one_line(tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ class ImageFolder:
             label=label,
             text=texts[0] if texts else None,
             texts=texts if len(texts) > 1 else (),
+            untold=said if isinstance(said, str) else "",
         )
 
     def shape(self, index: int) -> tuple[int, ...]:

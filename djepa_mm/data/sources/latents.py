@@ -10,7 +10,8 @@ from djepa_mm.types import Source, SourceConfig
 
 
 class LatentsConfig(SourceConfig):
-    """Tokens that `djepa-mm encode` has written; the recipe's tokenizer must be the one that made them."""
+    """Tokens that `djepa-mm encode` has written, and features of texts where a frozen network reads these; the recipe's
+    tokenizer and that network must be those that made them."""
 
     source: Literal["latents"]
     root: str

@@ -154,7 +154,10 @@ def test_pictures_whose_captions_were_asked_for_need_one(pictures: Path) -> None
         for ask in (source.read, source.shape):
             with pytest.raises(BrokenItem, match=reason):
                 ask(index)
-    assert folder(pictures).read(3).entry.text is None
+    lenient = folder(pictures)
+    assert lenient.read(3).entry.text is None
+    assert lenient.entry(1).untold == 'captions.jsonl, line 3: no "file" and "caption" that are texts'
+    assert (lenient.entry(0).untold, lenient.entry(3).untold) == ("", "captions.jsonl has no line of it")
     assert folder(pictures, captions="none").entry(0).text is None
     (pictures / "captions.jsonl").unlink()
     with pytest.raises(UserError, match=r"^data\.captions jsonl: no captions\.jsonl in "):
