@@ -27,6 +27,7 @@ from djepa_mm.types import Config, WayTo
 FORMAT = 3  # of the checkpoints that are written
 TOKENIZER = "tokenizer"  # prefix of the tokenizer's statistics among the averaged weights
 READABLE = (2, FORMAT)
+ANSWER_S = 5.0  # that the Hugging Face hub has to answer
 
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -263,6 +264,20 @@ class VAETokens(ABC):
         return
 
 
+def hub_reach(name: str) -> dict[str, bool]:
+    """Where transformers and diffusers may look for a folder or a name on the hub, as keywords of theirs: in the hub's
+    cache alone if the hub does not answer, as each file would be asked for for half a minute otherwise."""
+    if Path(name).is_dir():
+        return {}
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=ANSWER_S)
+    except Exception:  # of the library for HTTP that the hub's has chosen
+        return {"local_files_only": True}
+    return {}
+
+
 class PretrainedVAE:
     """A VAE in diffusers' format, from a local folder or from the hub. Raises UserError, one line."""
 
@@ -271,12 +286,16 @@ class PretrainedVAE:
         self.model, self.subfolder, self.classes, self.allow_pickle = model, subfolder, classes, allow_pickle
 
     @cached_property
+    def reach(self) -> dict[str, bool]:
+        return hub_reach(self.model)
+
+    @cached_property
     def bare(self) -> Any:  # diffusers hides its methods from type checkers
         """The VAE without its weights: its configuration is read, with diffusers' defaults filled in, and no more."""
         import diffusers
 
         with self._loading(), torch.device("meta"):
-            resolved = diffusers.AutoencoderKL.load_config(self.model, subfolder=self.subfolder)
+            resolved = diffusers.AutoencoderKL.load_config(self.model, subfolder=self.subfolder, **self.reach)
             if (name := resolved.get("_class_name")) not in self.classes:
                 raise ValueError(f"its config.json describes {name}")
             return getattr(diffusers, name).from_config(resolved)
@@ -303,6 +322,7 @@ class PretrainedVAE:
                 subfolder=self.subfolder,
                 use_safetensors=None if self.allow_pickle else True,
                 low_cpu_mem_usage=False,  # else it asks for accelerate
+                **self.reach,
             )
         if tile:
             vae.enable_tiling()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from djepa_mm.errors import UserError
-from djepa_mm.weights import find_checkpoint, load_weights, read_state, read_tensors
+from djepa_mm.weights import ANSWER_S, PretrainedVAE, find_checkpoint, load_weights, read_state, read_tensors
 
 
 def checkpoint(run: Path, step: int, **state: object) -> Path:
@@ -94,3 +95,20 @@ def test_weights_are_loaded_in_place_or_put_in_place(tmp_path: Path) -> None:
     assert (layer.weight == 4).all()
     with pytest.raises(UserError, match=r"^here: the weights do not fit the recipe: [^\n]*size mismatch[^\n]*$"):
         load_weights(nn.Linear(3, 4), tensors, "here")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Session:
+        def head(self, url: str, timeout: float) -> None:
+            asked.append((url, timeout))
+            raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"it waits for {seconds} s to try again"))
+    vae = PretrainedVAE("nobody/vae", None, classes=("AutoencoderKL",), allow_pickle=False)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"^tokenizer\.model: cannot load a VAE from 'nobody/vae' [^\n]*folder or"):
+            _ = vae.bare
+    assert asked == [("https://huggingface.co", ANSWER_S)]

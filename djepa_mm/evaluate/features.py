@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from djepa_mm.types import Item, UserError
+from djepa_mm.weights import hub_reach
 
 EMBEDDED = "embedded"
 SUFFIXES = (".pt", ".pth", ".ts", ".jit")  # of TorchScript
@@ -264,12 +265,13 @@ class VideoModelExtractor:
         logging.disable_progress_bar()
         self.origin, self.device = f"--extractor {name}", device
         with _one_line(f"{self.origin}: no TorchScript file, nor a video model of transformers"):
-            config = AutoConfig.from_pretrained(name)
+            reach = hub_reach(name)
+            config = AutoConfig.from_pretrained(name, **reach)
             size, self.frames = config.image_size, config.num_frames
-            self.model: Any = AutoModel.from_pretrained(name, use_safetensors=True).eval().to(device)
+            self.model: Any = AutoModel.from_pretrained(name, use_safetensors=True, **reach).eval().to(device)
         self.size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
         try:
-            processor, _ = ImageProcessingMixin.get_image_processor_dict(name)
+            processor, _ = ImageProcessingMixin.get_image_processor_dict(name, **reach)
         except OSError:  # it came without one
             processor = {}
         self.mean, self.std = (

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from djepa_mm.types import UserError
+from djepa_mm.weights import hub_reach
 
 RECOGNISER_RATE_HZ = 16_000  # of pocketsphinx' English model and of every Whisper
 PEAK = 0.7
@@ -151,11 +152,12 @@ class WhisperRecogniser:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
-            kind = AutoConfig.from_pretrained(name).model_type
+            reach = hub_reach(str(name))
+            kind = AutoConfig.from_pretrained(name, **reach).model_type
             if kind != "whisper":
                 raise UserError(f"{name}: not a Whisper but a model of type {kind!r}; known recognisers: {known}")
-            self.processor = WhisperProcessor.from_pretrained(name)
-            self.model = WhisperForConditionalGeneration.from_pretrained(name).eval().to(device)
+            self.processor = WhisperProcessor.from_pretrained(name, **reach)
+            self.model = WhisperForConditionalGeneration.from_pretrained(name, **reach).eval().to(device)
         except (OSError, ValueError, TypeError, KeyError) as error:
             if isinstance(error, UserError):
                 raise

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from djepa_mm.core.nn.blocks import xavier_init
 from djepa_mm.text_encoders.encoder import TextEncoder
 from djepa_mm.types import Config, UserError
+from djepa_mm.weights import hub_reach
 
 INSTALL = 'pip install "djepa-mm[text]"'
 KEPT_BYTES = 2**30  # of features in memory, so that a small corpus is encoded once
 AT_ONCE, STEP = 8, 16  # texts, and tokens that their lengths are filled up to multiples of
 MOST_REASON = 200  # characters
-ANSWER_S = 5.0  # that the hub has to answer
 FAILURES = (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError)  # of transformers
 
 
@@ -139,17 +139,7 @@ class Pretrained(TextEncoder):
 
     @cached_property
     def reach(self) -> dict[str, bool]:
-        """Where transformers may look: for a name on the hub in its cache alone if the hub does not answer, as each
-        file would be asked for for half a minute otherwise."""
-        if os.path.isdir(self.name):
-            return {}
-        from huggingface_hub import constants, get_session
-
-        try:
-            get_session().head(constants.ENDPOINT, timeout=ANSWER_S)
-        except Exception:  # of the library for HTTP that the hub's has chosen
-            return {"local_files_only": True}
-        return {}
+        return hub_reach(self.name)
 
     @cached_property
     def about(self) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 from djepa_mm.media.mel import MelConvention
 from djepa_mm.speech.vocoders.convention import check_convention, padded_to
 from djepa_mm.types import Config, UserError
+from djepa_mm.weights import hub_reach
 
 
 class HifiGanConfig(Config):
@@ -65,12 +66,13 @@ class HifiGan:
             raise UserError("tokenizer.vocoder.kind hifigan needs transformers: pip install transformers") from None
         where = f"tokenizer.vocoder.path: {config.path}"
         try:
-            values, _ = transformers.PreTrainedConfig.get_config_dict(config.path)
+            reach = hub_reach(config.path)
+            values, _ = transformers.PreTrainedConfig.get_config_dict(config.path, **reach)
             name = (values.get("architectures") or ["a model of no known class"])[0]
             if name not in PUBLISHED:
                 raise UserError(f"{where} holds {name}; a HiFi-GAN is one of {', '.join(PUBLISHED)}")
             kind = getattr(transformers, name)
-            sizes = kind.config_class.from_pretrained(config.path)
+            sizes = kind.config_class.from_pretrained(config.path, **reach)
             known, advice = convention, "choose one for the tokenizer's mels"
             if config.trained_on == "published":
                 known = PUBLISHED[name]
@@ -82,7 +84,7 @@ class HifiGan:
                 bands=sizes.model_in_dim,
             )
             check_convention(f"{where} ({name})", self.convention, convention, advice)
-            model, report = kind.from_pretrained(config.path, output_loading_info=True)
+            model, report = kind.from_pretrained(config.path, output_loading_info=True, **reach)
         except (OSError, RuntimeError, SafetensorError) as error:
             problem = " ".join(str(error).split())[:150]
             raise UserError(f"{where} cannot be read, from a folder or from the hub: {problem}") from None
