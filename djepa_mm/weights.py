@@ -264,7 +264,7 @@ class VAETokens(ABC):
         return
 
 
-def hub_reach(name: str) -> dict[str, bool]:
+def hub_reach(name: str) -> dict[str, Any]:
     """Where transformers and diffusers may look for a folder or a name on the hub, as keywords of theirs: in the hub's
     cache alone if the hub does not answer, as each file would be asked for for half a minute otherwise."""
     if Path(name).is_dir():
@@ -286,7 +286,7 @@ class PretrainedVAE:
         self.model, self.subfolder, self.classes, self.allow_pickle = model, subfolder, classes, allow_pickle
 
     @cached_property
-    def reach(self) -> dict[str, bool]:
+    def reach(self) -> dict[str, Any]:
         return hub_reach(self.model)
 
     @cached_property

@@ -138,7 +138,7 @@ class Pretrained(TextEncoder):
         return []
 
     @cached_property
-    def reach(self) -> dict[str, bool]:
+    def reach(self) -> dict[str, Any]:
         return hub_reach(self.name)
 
     @cached_property
