@@ -3,7 +3,7 @@
     python benchmarks/shapes_scorer.py --count 600 [--overlap 0.5] [--run RUN]
 
 Real pictures of seen and of unseen combinations, captions with one word changed, pictures that are a little worse,
-those that a run makes, and rubbish; then how many scenes are drawn and judged in a second.
+those that a run makes in part or whole, and rubbish; then how many scenes are drawn and judged in a second.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from djepa_mm.data import scene_scorer
 from djepa_mm.data.scene_scorer import find, fits
 from djepa_mm.data.scenes import CATEGORIES, parse
 from djepa_mm.data.sources.shapes import ShapesConfig
+from djepa_mm.generation.edit import in_paint, run_edits
 from djepa_mm.generation.pipeline import Pipeline
 from djepa_mm.types import Item
 
@@ -66,6 +67,18 @@ def row(name: str, items: list[Item], change: Callable[[Tensor], Tensor] = torch
     return f"| {name} | {' | '.join(cells)} |"
 
 
+def anew(pipeline: Pipeline, items: list[Item], tokens: int) -> list[Item]:
+    """The pictures, with so many tokens of each, at random places, as the model makes them by caption and rest."""
+    _, rows, columns = pipeline.tokenizer.spec_for().grid
+    edits = []
+    for n, item in enumerate(items):
+        chosen = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(n))[:tokens]
+        mask = torch.zeros(rows * columns, dtype=torch.bool).index_fill(0, chosen, True).view(rows, columns)
+        mask = mask.repeat_interleave(32 // rows, 0).repeat_interleave(32 // columns, 1)
+        edits.append(in_paint(pipeline, item.media, pipeline.requests([{"text": item.entry.text}])[0], mask))
+    return [replace(item, media=one) for item, one in zip(items, run_edits(pipeline, edits), strict=True)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=600, help="scenes of a row, half of them unseen combinations")
@@ -86,9 +99,9 @@ def main() -> None:
     for name, change in CHANGES.items():
         print(row(name, small, change))
     if args.run is not None:
-        made = Pipeline.load(args.run)
-        pictures = made(made.requests([{"text": item.entry.text} for item in small]))
-        print(row(str(args.run), [replace(item, media=one) for item, one in zip(small, pictures, strict=True)]))
+        pipeline = Pipeline.load(args.run)
+        for tokens in (1, 4, pipeline.tokenizer.spec_for().num_tokens):
+            print(row(f"{args.run}, {tokens} tokens drawn anew", anew(pipeline, small, tokens)))
     captions = [parse(item.entry.text or "") for item in small]
     for name, make in RUBBISH.items():
         print(f"{name}: {100 * fmean(fits(find(make()), caption) for caption in captions):.2f} % fit")
