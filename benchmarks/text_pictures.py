@@ -29,17 +29,17 @@ from djepa_mm.types import Source
 
 COUNT, CHOICES, DRAWS = 64, 10, 5
 WIDTH, MARGIN = 128, 4  # of what is compared; pixels that training pictures are moved by at most
-NEW = """red circle; green circle with a white star; blue apple; yellow heart with a black border; purple car; orange
-fish; smiling cat with glasses; angry dog; sleeping bear; crying sun; happy moon with a hat; green face; blue face
-with tears; red flag with a yellow star; green and white flag; blue flag with a cross; black flag; pink house; yellow
-bus; white train; green boat on water; red airplane; wooden door; golden bell; silver key; broken clock; two red
-hearts; three stars; pair of green shoes; black hat; purple dress; yellow umbrella; slice of cake with a cherry; bowl
-of red soup; cup of green tea; blue bottle; banana and apple; plate with fish; white bread; bunch of flowers; purple
-flower; tall green tree; yellow leaf; snow on a mountain; rain at night; fire and water; arrow to the left in a
-circle; number seven; letter Z on a red button; question on a blue square; musical notes on paper; man with a red
-beard; old woman with glasses; girl with a balloon; boy riding a horse; person in a green shirt waving; hand holding a
-star; two hands clapping; pink pig with wings; white rabbit in a hat; yellow snake; purple octopus; green bird on a
-branch; blue whale and a boat"""
+NEW = """red circle with a black dot; green circle with a white star; blue apple; yellow heart with a black border;
+purple car; orange fish; smiling cat with glasses; angry dog; sleeping bear; crying sun; happy moon with a hat; green
+face; blue face with tears; red flag with a yellow star; green and white flag; blue flag with a cross; brown flag with
+a ring; pink house; yellow bus; white train; green boat on water; red airplane; wooden door; golden bell; silver key;
+broken clock; two red hearts; three stars; pair of green shoes; black hat; purple dress; yellow umbrella; slice of
+cake with a cherry; bowl of red soup; cup of green tea; blue bottle; banana and apple; plate with fish; white bread;
+bunch of flowers; purple flower; tall green tree; yellow leaf; snow on a mountain; rain at night; fire and water;
+arrow to the left in a circle; number seven; letter Z on a red button; question on a blue square; musical notes on
+paper; man with a red beard; old woman with glasses; girl with a balloon; boy riding a horse; person in a green shirt
+waving; hand holding a star; two hands clapping; pink pig with wings; white rabbit in a hat; yellow snake; purple
+octopus; green bird on a branch; blue whale and a boat"""
 
 
 class Matcher(nn.Module):
@@ -114,11 +114,11 @@ def main() -> None:
     data = pipeline.recipe.data
     train, train_texts = pairs(data.build())
     held_out, held_out_texts = pairs(data.build_held_out())
-    matcher = learn(train, encoded(pipeline, train_texts), args.minutes)
-    some = [torch.randperm(len(one), generator=torch.Generator().manual_seed(0))[:COUNT] for one in (train, held_out)]
     new = [" ".join(one.split()) for one in NEW.split(";")]
     if known := set(new) & {*train_texts, *held_out_texts}:
         raise SystemExit(f"not new: {', '.join(sorted(known))}")
+    matcher = learn(train, encoded(pipeline, train_texts), args.minutes)
+    some = [torch.randperm(len(one), generator=torch.Generator().manual_seed(0))[:COUNT] for one in (train, held_out)]
     lists = {
         "training": ([train_texts[n] for n in some[0].tolist()], train[some[0]]),
         "held out": ([held_out_texts[n] for n in some[1].tolist()], held_out[some[1]]),
