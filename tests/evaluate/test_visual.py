@@ -485,7 +485,7 @@ def test_mistakes(painter: Pipeline, speaker: Pipeline, tmp_path: Path) -> None:
         evaluate_run(tmp_path, speaker, given=2)
     painter.condition = painter.recipe.condition.build()
     painter.condition.load_state({"classes": ["zero", "one"]})
-    with pytest.raises(UserError, match=r"measure with: its class '\d' is none that the model knows"):
+    with pytest.raises(UserError, match=r"measure with: digits/\d+: its class '\d' is none that the model knows"):
         list(read_items(painter, Digits(*load_digits("test")), range(10)))
 
 
@@ -526,8 +526,8 @@ def test_items_that_cannot_be_used_are_left_out(painter: Pipeline) -> None:
     source = Partly(torch.zeros(4, 1, 8, 8), [5, 6, 7, 8])
     with pytest.warns(Notice, match="^2 items are left out, such as digits/0: torn$"):
         assert [item.entry.label for item in read_items(painter, source, range(4))] == ["7", "8"]
-    with pytest.raises(UserError, match="the tokenizer takes pictures"):
-        list(read_items(painter, source, [0, 1]))
+    with pytest.raises(UserError, match="measure with: digits/1: the tokenizer takes pictures"):
+        list(read_items(painter, source, [1, 0]))
     painter.condition = painter.recipe.condition.build()
     painter.condition.load_state({"classes": ["8", "9"]})
     assert [item.entry.label for item in read_items(painter, source, range(4))] == ["8"]
