@@ -91,7 +91,7 @@ def main() -> None:
             count = len(spec.positions())
         with told("encoded, and some tokens of it"):
             batcher = Batcher(tokenizer, condition, torch.device("cpu"), options.keep)
-            portion = batcher.portion([Read(name="one", place=0, value=None, seed=0, content=picture)])
+            portion = batcher.portion([Read(named=lambda: "one", place=0, value=None, seed=0, content=picture)])
         assert portion is not None
         with told(f"a training step, {portion.batch.valid.sum()} of {count} tokens"):
             model = build_model(recipe, tokenizer, condition)

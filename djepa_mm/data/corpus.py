@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -17,7 +18,7 @@ from djepa_mm.data.batches import ALL, Batcher, Encoded, Portion, Read, Share, d
 from djepa_mm.data.compact import Alike
 from djepa_mm.data.drawing import BEFORE, TEXT, TOKENS, drawing, item_seed, one_of
 from djepa_mm.data.feedback import Feedback, State, measures, merged, moved
-from djepa_mm.data.reading import Kept, KeptCorpus, Memory, Reading, Row, draws, every_reading, readings_of
+from djepa_mm.data.reading import Kept, KeptCorpus, Memory, Reading, Row, chance, draws, every_reading, readings_of
 from djepa_mm.data.sizes import DrawsSizes
 from djepa_mm.recipe.schema import BatchConfig, FeedbackConfig
 from djepa_mm.types import (
@@ -312,10 +313,11 @@ class Corpus:
             if feedback is not None and not skip:
                 given = {index for batch in whole for index in batch}
                 self._observe(feedback, source, epoch, (index for index in self.specs if index not in given), False)
+            drawn = chance(source)
             loader = DataLoader(
                 Reading(source),
                 batch_sampler=(
-                    [(batch[n], item_seed(self.seed, epoch, batch[n])) for n in part]
+                    [(batch[n], item_seed(self.seed, epoch, batch[n]) if drawn else 0) for n in part]
                     for batch in plan
                     for part in _dealt(batch, counts, share)
                 ),
@@ -352,7 +354,7 @@ class Corpus:
         portion = self.batcher.portion(
             [
                 Read(
-                    name=self.source.entry(row.index).name,
+                    named=partial(self._name, row.index),
                     place=place,
                     value=self._value(row.index, epoch),
                     seed=self._token_seed(row.index, epoch),
@@ -364,6 +366,9 @@ class Corpus:
         if len(self.broken) > known:
             self._check_share()
         return portion
+
+    def _name(self, index: int) -> str:
+        return self.source.entry(index).name
 
     def _token_seed(self, index: int, epoch: int) -> int:
         """Of what is drawn of an item's tokens, where anything is."""

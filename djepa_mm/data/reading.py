@@ -7,6 +7,7 @@ be kept; or it has too many of them, as windows of a film are, and says in `draw
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
@@ -77,6 +78,11 @@ def few(source: Source) -> TypeGuard[Kept | FewReadings]:
     return isinstance(source, Kept | FewReadings) and not draws(source)
 
 
+def chance(source: Source | Kept) -> bool:
+    """Whether a reading of an item may draw anything; to seed it takes longer than to fetch tokens from memory."""
+    return not isinstance(source, Kept) or source.readings > 1
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """What a reading process hands over. An error of the user is for the process that trains to raise."""
@@ -93,6 +99,7 @@ class Reading(Dataset[Row]):
         # once: to ask whether a source has a protocol takes as long as to read a small item
         self.ahead = source if isinstance(source, ReadsAhead) else None
         self.kept = source if isinstance(source, Kept) else None
+        self.chance = chance(source)
 
     def __getitems__(self, wanted: Sequence[tuple[int, int]]) -> list[Row]:
         """A batch at once: sources that can read ahead do so."""
@@ -107,7 +114,7 @@ class Reading(Dataset[Row]):
     def __getitem__(self, wanted: tuple[int, int]) -> Row:
         index, seed = wanted
         try:
-            with drawing(seed):
+            with drawing(seed) if self.chance else nullcontext():
                 return Row(index, self.content(index))
         except BrokenItem as error:
             return Row(index, str(error))

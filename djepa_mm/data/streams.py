@@ -324,7 +324,7 @@ class StreamCorpus:
                 value = self.condition.read(row.entry)
             except BrokenItem as error:
                 content = str(error)
-        return Read(name=row.name, place=place, value=value, seed=row.seed, content=content)
+        return Read(named=lambda: row.name, place=place, value=value, seed=row.seed, content=content)
 
     def _portion(self, reads: Sequence[Read]) -> Portion | None:
         known = len(self.broken)
