@@ -52,6 +52,11 @@ def wrap(network: nn.Module, compute: ComputeConfig, ranks: Ranks, device: torch
 
 def prepare(network: nn.Module, compute: ComputeConfig) -> None:
     """For less memory, or for speed."""
+    if compute.compile:
+        import torch._inductor.config  # a second to import
+
+        # else torch 2.11 fails on a GPU where lengths vary (pytorch #181563, mended later)
+        torch._inductor.config.triton.coalesce_tiling_analysis = False
     for transformer in (module for module in network.modules() if isinstance(module, Transformer)):
         transformer.recompute = compute.recompute
         if compute.compile:
