@@ -40,7 +40,7 @@ from djepa_mm.training.loop import Outcome, Trainer, check_folder
 from djepa_mm.training.optimizers import build_optimizers
 from djepa_mm.training.state import SameCorpus, TrainState, load_module
 from djepa_mm.training.task import Group, Learned, Report, Scores, Update, autocast
-from djepa_mm.training.wrap import whole_weights, wrap_djepa
+from djepa_mm.training.wrap import ready_to_sample, wrap_djepa
 from djepa_mm.types import Judge, Pinned, Progress, Source, Stream, Tokenizer
 from djepa_mm.weights import TOKENIZER, checkpoints, find_checkpoint, read_tensors
 
@@ -209,7 +209,7 @@ class DJEPATask:
         if self.recipe.feedback is None or not self.recipe.feedback.wanted:
             return cursor
         scores: dict[str, float] = {}
-        with whole_weights(self.model.averaged):
+        with ready_to_sample(self.model.averaged):
             if self.judged:
                 jobs, texts = zip(*self.judged, strict=True)
                 facts: dict[str, list[bool]] = {}
@@ -233,7 +233,7 @@ class DJEPATask:
         """A sheet, and a file an item where it is not a picture."""
         if not self.examples:
             return []
-        with whole_weights(self.model.averaged):
+        with ready_to_sample(self.model.averaged):
             items = self.pipeline.run(self.examples, progress=progress)
         if not self.ranks.first:
             return []

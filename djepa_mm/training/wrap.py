@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -53,10 +53,12 @@ def wrap(network: nn.Module, compute: ComputeConfig, ranks: Ranks, device: torch
 def prepare(network: nn.Module, compute: ComputeConfig) -> None:
     """For less memory, or for speed."""
     if compute.compile:
-        import torch._inductor.config  # a second to import
+        import torch._dynamo.config  # a second to import
+        import torch._inductor.config
 
         # else torch 2.11 fails on a GPU where lengths vary (pytorch #181563, mended later)
         torch._inductor.config.triton.coalesce_tiling_analysis = False
+        torch._dynamo.config.recompile_limit = 32  # with and without a mask, a gradient, and in fp32 and bf16
     for transformer in (module for module in network.modules() if isinstance(module, Transformer)):
         transformer.recompute = compute.recompute
         if compute.compile:
@@ -65,8 +67,17 @@ def prepare(network: nn.Module, compute: ComputeConfig) -> None:
 
 
 @contextmanager
-def whole_weights(networks: nn.Module) -> Iterator[None]:
-    """In here every process has all of a sharded network's weights, and may use them as often as it likes."""
+def ready_to_sample(networks: nn.Module) -> Iterator[None]:
+    """In here every process has all of a sharded network's weights, and may use them as often as it likes. Blocks that
+    are compiled for training run as they are: samples begin with nothing to see, and of that compiled attention makes
+    an illegal access to memory on a GPU (torch 2.11)."""
+    compiled = any(module._compiled_call_impl is not None for module in networks.modules())
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), _whole_weights(networks):
+        yield
+
+
+@contextmanager
+def _whole_weights(networks: nn.Module) -> Iterator[None]:
     if not any(is_split(parameter) for parameter in networks.parameters()):
         yield
         return
