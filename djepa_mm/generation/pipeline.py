@@ -25,7 +25,7 @@ from djepa_mm.generation.request import Job, Request
 from djepa_mm.precision import cast_linears, fast_bf16
 from djepa_mm.ranks import ElsewhereError, current
 from djepa_mm.recipe.build import build_model, build_sampler, check_item
-from djepa_mm.recipe.load import Overrides, load_recipe, trained_on
+from djepa_mm.recipe.load import Overrides, as_trained, load_recipe
 from djepa_mm.recipe.schema import Recipe
 from djepa_mm.types import ConditionKind, Extent, MediaSpec, Progress, Tokenizer, nearest_size
 from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_state, read_tensors
@@ -51,7 +51,7 @@ class Pipeline:
         overrides: of keys of its recipe. Raises UserError where it is missing or damaged."""
         checkpoint = find_checkpoint(run)
         recipe, state = load_recipe(checkpoint / "recipe.yaml", overrides), read_state(checkpoint)
-        recipe = recipe.model_copy(update={"data": trained_on(recipe.data, checkpoint, overrides)})
+        recipe = as_trained(recipe, checkpoint, overrides)
         weights = read_tensors(checkpoint, "averaged")
         prefix = f"{TOKENIZER}."
         learned = {name.removeprefix(prefix): weights.pop(name) for name in list(weights) if name.startswith(prefix)}

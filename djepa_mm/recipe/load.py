@@ -23,6 +23,7 @@ from djepa_mm.weights import trained_in
 Schema = TypeVar("Schema", bound=Config)
 Overrides = Sequence[str] | Mapping[str, Any]
 KINDS = ("tokenizer", "vocoder")  # of recipes that are not a model's
+WEIGHTS = ("path", "model")  # keys that name a folder of weights
 MOST_BYTES = 1_000_000  # of a recipe's file
 MOST_NODES = 1_000_000  # words, lists and mappings of a recipe, with aliases written out
 LARGEST = 2**63 - 1  # whole number
@@ -112,13 +113,44 @@ def load_as(schema: type[Schema], source: str | Path | Mapping[str, Any], overri
     return parse_recipe(schema, raw, origin, keys)
 
 
+def as_trained(recipe: Recipe, checkpoint: Path, overrides: Overrides = ()) -> Recipe:
+    """A checkpoint's recipe as it is seen from the folder that the run was trained in, where that is known: its corpus,
+    and the weights of its tokenizer and its text encoder; but for what overrides give."""
+    if (folder := trained_in(checkpoint)) is None:
+        return recipe
+    given = _given(overrides)
+    sections = {
+        name: _weights_from(folder, getattr(recipe, name), name, given)
+        for name in ("tokenizer", "condition")
+        if name not in given
+    }
+    return recipe.model_copy(update={**sections, "data": trained_on(recipe.data, checkpoint, overrides)})
+
+
 def trained_on(data: SourceConfig, checkpoint: Path, overrides: Overrides = ()) -> SourceConfig:
-    """The corpus of a checkpoint's recipe as it is seen from the folder that the run was trained in, where that is
-    known; but for folders that overrides give."""
+    """The same of a corpus alone."""
     if (folder := trained_in(checkpoint)) is None:
         return data
-    given = {override.partition("=")[0].strip() for override in overrides}  # of text or of keys
+    given = _given(overrides)
     return data.seen_from(folder, [field for field in FOLDERS if not {f"data.{field}", "data"} & given])
+
+
+def _given(overrides: Overrides) -> set[str]:
+    return {override.partition("=")[0].strip() for override in overrides}  # of text or of keys
+
+
+def _weights_from(folder: Path, section: Config, name: str, given: set[str]) -> Config:
+    """Names of weights that are no folders there, such as those of a hub, stay as they are."""
+    places: dict[str, Any] = {}
+    for key in type(section).model_fields:
+        value, place = getattr(section, key), f"{name}.{key}"
+        if place in given:
+            continue
+        if isinstance(value, Config):
+            places[key] = _weights_from(folder, value, place, given)
+        elif key in WEIGHTS and isinstance(value, str) and (folder / value).exists():
+            places[key] = str(folder / value)
+    return section.model_copy(update=places) if places else section
 
 
 def wants_text(schema: type[Config], raw: Mapping[str, Any], key: str) -> bool:

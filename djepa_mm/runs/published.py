@@ -27,7 +27,7 @@ from torch import Tensor
 
 from djepa_mm.errors import UserError
 from djepa_mm.recipe.build import build_model
-from djepa_mm.recipe.load import dump_recipe, load_recipe
+from djepa_mm.recipe.load import as_trained, dump_recipe, load_recipe
 from djepa_mm.recipe.packaged import packaged_recipes
 from djepa_mm.recipe.schema import Recipe
 from djepa_mm.runs.checkpoint import save_checkpoint
@@ -433,7 +433,8 @@ def vae_folder(path: Path) -> Path:
     """The folder of a VAE: itself, or the one that a run's tokenizer uses."""
     if (path / "config.json").is_file():
         return path
-    tokenizer = load_recipe(find_checkpoint(path) / "recipe.yaml").tokenizer
+    checkpoint = find_checkpoint(path)
+    tokenizer = as_trained(load_recipe(checkpoint / "recipe.yaml"), checkpoint).tokenizer
     model = getattr(tokenizer, "model", None)
     if model is None or not Path(model).is_dir():
         raise UserError(f"--to kl16: {path} uses no VAE that is a folder here ({model or tokenizer.kind})")

@@ -342,6 +342,29 @@ def test_a_run_that_is_missing_or_of_something_else_is_one_line(
     assert shown.endswith("step-00000002: a checkpoint of a run of the kind tokenizer; give a run of a model")
 
 
+def test_a_run_finds_its_tokenizer_from_another_folder(
+    small: TokenizerRecipe, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tokenizer.path is relative to where it was trained, and moves with it; one that is given is here."""
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    away.mkdir()
+    monkeypatch.chdir(home)
+    train_tokenizer(small, Path("tokens"))
+    train(on_tokens(Path("tokens"), pictures, **{"optim.steps": 1}), Path("model"))
+    monkeypatch.chdir(away)
+    pipeline = Pipeline.load(home / "model")
+    (expected,) = pipeline(pipeline.requests([{"class": "class0"}]))
+    home.rename(tmp_path / "moved")
+    moved = tmp_path / "moved"
+    pipeline = Pipeline.load(moved / "model")
+    assert torch.equal(pipeline(pipeline.requests([{"class": "class0"}]))[0], expected)
+    (moved / "tokens").rename(away / "others")
+    with pytest.raises(UserError, match=r"^tokenizer\.path: no run at .*away/tokens; "):
+        Pipeline.load(moved / "model")
+    Pipeline.load(moved / "model", ["tokenizer.path=others"])
+
+
 DAMAGES: dict[str, Any] = {
     "sizes of another kind": (lambda state: state | {"size": [1]}, r"state\.json: Input should be an object"),
     "a size": (lambda state: state | {"size": state["size"] | {"channels": -1}}, r"state\.json\.channels: Input"),
