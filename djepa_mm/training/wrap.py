@@ -57,8 +57,10 @@ def prepare(network: nn.Module, compute: ComputeConfig) -> None:
         import torch._inductor.config
 
         # else torch 2.11 fails on a GPU where lengths vary (pytorch #181563, mended later)
-        torch._inductor.config.triton.coalesce_tiling_analysis = False
-        torch._dynamo.config.recompile_limit = 32  # with and without a mask, a gradient, and in fp32 and bf16
+        if hasattr(torch._inductor.config.triton, "coalesce_tiling_analysis"):
+            torch._inductor.config.triton.coalesce_tiling_analysis = False
+        graphs = 32  # with and without a mask and a gradient, in fp32 and bf16
+        torch._dynamo.config.recompile_limit = max(graphs, torch._dynamo.config.recompile_limit)
     for transformer in (module for module in network.modules() if isinstance(module, Transformer)):
         transformer.recompute = compute.recompute
         if compute.compile:
@@ -69,8 +71,8 @@ def prepare(network: nn.Module, compute: ComputeConfig) -> None:
 @contextmanager
 def ready_to_sample(networks: nn.Module) -> Iterator[None]:
     """In here every process has all of a sharded network's weights, and may use them as often as it likes. Blocks that
-    are compiled for training run as they are: samples begin with nothing to see, and of that compiled attention makes
-    an illegal access to memory on a GPU (torch 2.11)."""
+    are compiled for training run as they are: sampled by compiled ones, four trainings on a GPU of four ended with an
+    illegal access to memory (torch 2.11; the cause was not found)."""
     compiled = any(module._compiled_call_impl is not None for module in networks.modules())
     with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), _whole_weights(networks):
         yield

@@ -39,7 +39,7 @@ def test_compiled_blocks_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_samples_come_of_blocks_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of none to see, of which compiled attention makes an illegal access on a GPU."""
+    """Also of none to see."""
     made: list[object] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
