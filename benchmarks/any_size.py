@@ -29,13 +29,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--set", action="append", default=[], help="override of the recipes, for sampling")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--offsets", action="store_true", help="Offsets too, at 32×32.")
     args = parser.parse_args()
     sized = Table("run", *(f"{height}×{width}" for height, width in SIZES), title="score (facts)")
     moved = Table("run", *(f"{offset:+g}" for offset in OFFSETS), title="centre by the offset to the right")
     for run in args.runs:
-        pipeline = Pipeline.load(run, device=args.device)
+        pipeline = Pipeline.load(run, args.set, args.device)
         held_out = pipeline.recipe.data.build_held_out()
         entries = [held_out.entry(n) for n in range(args.count)]
         sized.add_row(str(run), *(_score(_judged(pipeline, entries, size)) for size in SIZES))
