@@ -180,7 +180,8 @@ def test_a_real_encoder_trains_and_generates(kind: str, corpus: dict[str, Any], 
     pytest.importorskip("transformers")
     encoder = {"kind": kind, "model": str(write_encoder(tmp_path / kind, kind)), "precision": "bf16"}
     condition = {"kind": "caption", "encoder": encoder}
-    recipe = djepa_mm.load_recipe("digits", {"data": corpus, "condition": condition, **SMALL})
+    exact = {"optim.precision": "fp32"}  # bf16 rounds differently in another batch, where a processor is fast at it
+    recipe = djepa_mm.load_recipe("digits", {"data": corpus, "condition": condition, **SMALL, **exact})
     model = djepa_mm.load(djepa_mm.train(recipe, tmp_path / "run", progress=False).run)
     names = {name for name, _ in model.pipeline.model.averaged.named_parameters() if name.startswith("embedder.")}
     assert names == {

@@ -40,7 +40,8 @@ def test_pictures_of_three_sizes_train_by_one_recipe_and_each_is_generated(
     positions: dict[str, object], pictures: Path, tmp_path: Path
 ) -> None:
     data = {"source": "image-folder", "root": str(pictures), "size": None, "multiple_of": [4, 4]}
-    recipe = djepa_mm.load_recipe("digits", {"data": data, **SMALL, **positions})
+    exact = {"optim.precision": "fp32"}  # in bf16, after three steps, an offset may round to nothing
+    recipe = djepa_mm.load_recipe("digits", {"data": data, **SMALL, **exact, **positions})
     outcome = djepa_mm.train(recipe, tmp_path / "run", progress=False)
     assert outcome.step == 3
     model = djepa_mm.load(outcome.run)
