@@ -77,6 +77,7 @@ class Model:
         ar_steps: int | None = None,
         guidance: float | None = None,
         temperature: float | None = None,
+        sweeps: int | None = None,
         seed: int = 0,
         batch_size: int = 64,
         progress: Progress | None = None,
@@ -90,8 +91,8 @@ class Model:
         field: along its shorter side, or (down, right). negative: a text that guidance leads away from, in the null
         condition's place. first_frames, last_frames: (C, k, H, W), frames that every clip begins or ends with.
         candidates: speak so many times and keep what the recogniser understands best. ar_steps: T. guidance: 1 is
-        none. temperature: scale of the noise; these three are the recipe's by default. The same seed gives the same
-        items. Raises UserError for what this model cannot fulfil."""
+        none. temperature: scale of the noise. sweeps: how often some of what is drawn is drawn anew. These four are the
+        recipe's by default. The same seed gives the same items. Raises UserError for what this model cannot fulfil."""
         for name, value, least in (("count", count, 1), ("candidates", candidates, 1), ("batch", batch_size, 1)):
             if not isinstance(value, Integral) or value < least:
                 raise UserError(f"--{name} {value}: give {least} or more")
@@ -102,7 +103,7 @@ class Model:
         conditions = self._away_from(negative, _conditions(condition, class_, text))
         extent: dict[str, Any] = {"duration_s": seconds, "size": size, "offset": offset}
         requests = self.pipeline.requests(conditions, count=count, seed=seed, **extent)
-        sampler = self._sampler(ar_steps, guidance, temperature)
+        sampler = self._sampler(ar_steps, guidance, temperature, sweeps)
         if candidates > 1:
             from djepa_mm.evaluate.candidates import best_of, recogniser_for
 
@@ -134,6 +135,7 @@ class Model:
         ar_steps: int | None = None,
         guidance: float | None = None,
         temperature: float | None = None,
+        sweeps: int | None = None,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Generated:
@@ -163,7 +165,7 @@ class Model:
             edit = in_paint(self.pipeline, original, request, mask, start_s=start_s, stop_s=stop_s)
         else:
             edit = replace_span(self.pipeline, original, request, start_s=start_s, stop_s=stop_s, new_s=seconds)
-        sampler = self._sampler(ar_steps, guidance, temperature)
+        sampler = self._sampler(ar_steps, guidance, temperature, sweeps)
         (edited,) = run_edits(self.pipeline, [edit], sampler=sampler, progress=progress)
         return self._shown(edited, request)
 
@@ -203,6 +205,7 @@ class Model:
         ar_steps: int | None = None,
         guidance: float | None = None,
         temperature: float | None = None,
+        sweeps: int | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """Figures beside held-out items of the corpus, ready for JSON; options as for `evaluate.report.evaluate_run`.
@@ -210,7 +213,7 @@ class Model:
         Raises UserError where there is nothing to measure with."""
         from djepa_mm.evaluate.report import evaluate_run
 
-        sampler = self._sampler(ar_steps, guidance, temperature)
+        sampler = self._sampler(ar_steps, guidance, temperature, sweeps)
         return evaluate_run(self.run, self.pipeline, sampler=sampler, **options)
 
     def examples(self) -> Results:
@@ -251,8 +254,11 @@ class Model:
             raise UserError("--negative: the condition says a negative text too; give one of the two")
         return [{**one, "negative": negative} for one in conditions or self.pipeline.condition.usual_requests()]
 
-    def _sampler(self, ar_steps: int | None, guidance: float | None, temperature: float | None) -> Sampler:
-        return with_sampling(self.pipeline.sampler, ar_steps=ar_steps, guidance=guidance, temperature=temperature)
+    def _sampler(
+        self, ar_steps: int | None, guidance: float | None, temperature: float | None, sweeps: int | None
+    ) -> Sampler:
+        given = {"ar_steps": ar_steps, "sweeps": sweeps}
+        return with_sampling(self.pipeline.sampler, guidance=guidance, temperature=temperature, **given)
 
     def _shown(self, media: Tensor, request: Request) -> Generated:
         title = self.pipeline.condition.title(request.condition)

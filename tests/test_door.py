@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,13 +113,21 @@ def test_items_come_class_by_class(painter: Pipeline) -> None:
 
 def test_sampling_is_the_recipes_or_what_is_asked_for(painter: Pipeline) -> None:
     door = model(painter)
-    asked = {"ar_steps": 3, "guidance": 2.0, "temperature": 0.5}
+    asked = {"ar_steps": 3, "sweeps": 2, "guidance": 2.0, "temperature": 0.5}
     usual = door.generate(class_=7)[0].media
     for name, value in asked.items():
         assert not torch.equal(door.generate(class_=7, **{name: value})[0].media, usual), name  # type: ignore[arg-type]
     sample = door.recipe.sample
     same = door.generate(class_=7, ar_steps=sample.steps, guidance=sample.guidance, temperature=sample.temperature)
     assert torch.equal(same[0].media, usual)
+
+
+def test_sweeps_are_for_places_that_may_come_last(painter: Pipeline) -> None:
+    pipeline = Pipeline(painter.recipe, painter.model, painter.tokenizer, painter.condition)
+    pipeline.sampler = replace(pipeline.sampler, order="raster")
+    with pytest.raises(UserError, match=r"--sweeps 2: this model's places come one after the other"):
+        model(pipeline).generate(class_=7, sweeps=2)
+    assert len(model(pipeline).generate(class_=7, sweeps=0)) == 1
 
 
 def test_progress_is_told(painter: Pipeline) -> None:
@@ -516,6 +525,8 @@ def test_a_folder_of_ones_own_has_to_be_there(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"ar_steps": 0}, "--steps 0: give 1 to 1,000,000"),
+        ({"ar_steps": 2.5}, "--steps 2.5: give 1 to 1,000,000"),
+        ({"sweeps": -1}, "--sweeps -1: give 0 to 1,000,000"),
         ({"guidance": float("nan")}, "--guidance nan: give 0 to 1,000,000"),
         ({"guidance": 1e308}, r"--guidance 1e\+308: give 0 to"),
         ({"temperature": -1.0}, "--temperature -1.0: give 0 to 1,000,000"),

@@ -32,6 +32,10 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. optim.lr=1e-4. Repeatable."),
 ]
 StepsOption = Annotated[Optional[int], typer.Option(min=1, help="Autoregressive steps, T.")]  # noqa: UP045
+SweepsOption = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=0, help="Draw some of it anew, so many times: slower, and parts fit together better."),
+]
 GuidanceOption = Annotated[Optional[float], typer.Option(min=0, help="Guidance; 1 is none.")]  # noqa: UP045
 TemperatureOption = Annotated[Optional[float], typer.Option(min=0, help="Scale of the noise.")]  # noqa: UP045
 SeedOption = Annotated[int, typer.Option(min=0, help="The same seed gives the same items.")]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 Order = Literal["random", "frames", "tubes", "raster"]
 Schedule = Literal["cosine", "linear"]
+ANYWHERE: tuple[Order, ...] = ("random", "tubes")  # orders by which any place may come last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,8 @@ B batch, N tokens, C token channels, D model width, T steps, M tokens revealed i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -29,6 +30,10 @@ class Sampler:
     of them in each step. leave_one: every step but the last leaves one place, and the share known of the linear
     guidance never counts it, so that it ends at (N − 1)/N, as in the code of MAR and D-JEPA.
     horizon: how many places the predictor fills in at once, as in training; None is all of them.
+    sweeps: when all is drawn, hide some of it and draw it anew, so many times: of places that were drawn early, before
+    there was much to fit to, nothing else is ever mended. The share that is hidden falls from `sweep_share` to a single
+    place, and each sweep has its share of the T steps. Gibbs sampling by blocks, from coarse to fine; as the correctors
+    of Lezama et al. 2022 and the remasking of Wang et al. 2025 (ReMDM) are for discrete tokens.
     """
 
     ar_steps: int = 64
@@ -39,6 +44,18 @@ class Sampler:
     schedule: Schedule = "cosine"
     leave_one: bool = False
     horizon: int | None = None
+    sweeps: int = 0
+    sweep_share: float = 0.75
+
+    @property
+    def passes(self) -> list[tuple[float, int]]:
+        """The share of the free places that each pass draws, and in how many steps: first all, then the sweeps."""
+        shares = [self.sweep_share * (1 - n / self.sweeps) for n in range(self.sweeps)]
+        return [(1.0, self.ar_steps), *((share, math.ceil(share * self.ar_steps)) for share in shares)]
+
+    @property
+    def total_steps(self) -> int:
+        return sum(steps for _, steps in self.passes)
 
     @torch.no_grad()
     def __call__(
@@ -69,22 +86,21 @@ class Sampler:
             tokens = torch.zeros(*valid.shape, model.token_dim, device=device)
         tokens, known = tokens.float() * known[..., None], known & valid
         free = (valid & ~known).cpu()
-        orders = self._orders(free, (positions if places is None else places).cpu(), generators)
         away, null = negative or (condition, True)
-        schedules = [[0, *reveal_schedule(len(o), self.ar_steps, self.schedule, self.leave_one)] for o in orders]
+        moves = self._moves(free, (positions if places is None else places).cpu(), generators)
 
-        for step in range(self.ar_steps):
-            revealed = [o[s[step] : s[step + 1]] for o, s in zip(orders, schedules, strict=True)]
-            counts = [len(r) for r in revealed]
+        for step, (hidden, revealed, ahead) in enumerate(moves):
+            for row, some in enumerate(hidden):
+                known[row, some.to(device)] = False
+            counts = [len(some) for some in revealed]
             if any(counts):
                 rows = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(device)  # (M,)
                 columns = torch.cat(revealed).to(device)  # (M,)
                 in_sequence = valid
                 if self.horizon is not None:
                     in_sequence = known.clone()
-                    for n, (order, count) in enumerate(zip(orders, counts, strict=True)):
-                        begin = schedules[n][step]
-                        in_sequence[n, order[begin : begin + max(count, self.horizon)].to(device)] = True
+                    for row, some in enumerate(ahead):
+                        in_sequence[row, some.to(device)] = True
                 z = model.features(tokens, positions, known, in_sequence, condition)[rows, columns]
                 z_null, guidance = None, self._guidance(known, valid, torch.tensor(counts, device=device))[rows, None]
                 if self.guidance != 1:
@@ -99,15 +115,38 @@ class Sampler:
                 tokens[rows, columns] = new.float()
                 known[rows, columns] = True
             if progress is not None:
-                progress(step + 1, self.ar_steps)
+                progress(step + 1, self.total_steps)
         return tokens
 
-    def _orders(self, free: Tensor, positions: Tensor, generators: Sequence[torch.Generator]) -> list[Tensor]:
-        """free (B, N) bool, positions (B, N, 3) -> each sample's free places in the order of revealing."""
+    def _moves(
+        self, free: Tensor, positions: Tensor, generators: Sequence[torch.Generator]
+    ) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor]]]:
+        """free (B, N) bool, positions (B, N, 3) -> of each sample, step by step: the places that are hidden first,
+        those that are revealed, and those within the horizon. Chance is asked when a pass begins."""
+        for share, steps in self.passes:
+            orders = self._orders(free, positions, generators, share)
+            schedules = [[0, *reveal_schedule(len(o), steps, self.schedule, self.leave_one)] for o in orders]
+            for step in range(steps):
+                spans = [(s[step], s[step + 1]) for s in schedules]
+                yield (
+                    orders if step == 0 else [],
+                    [o[begin:end] for o, (begin, end) in zip(orders, spans, strict=True)],
+                    [
+                        o[begin : max(end, begin + (self.horizon or 0))]
+                        for o, (begin, end) in zip(orders, spans, strict=True)
+                    ],
+                )
+
+    def _orders(
+        self, free: Tensor, positions: Tensor, generators: Sequence[torch.Generator], share: float
+    ) -> list[Tensor]:
+        """free (B, N) bool, positions (B, N, 3) -> in the order of revealing, the last of each sample's free places,
+        that share of them, at least one."""
         orders = []
         for places, coordinates, generator in zip(free, positions, generators, strict=True):
             index = places.nonzero()[:, 0]
-            orders.append(index[reveal_keys(coordinates[None, index], self.order, generator)[0].argsort(stable=True)])
+            order = index[reveal_keys(coordinates[None, index], self.order, generator)[0].argsort(stable=True)]
+            orders.append(order[len(order) - math.ceil(share * len(order)) :])
         return orders
 
     def _noise(

@@ -233,13 +233,13 @@ class _Box:
     width: float
 
 
-def least_side(smallest: float) -> int:
-    """The least height and width of a picture in which four objects of the smallest size have room."""
-    return math.ceil(2 * smallest + GAP + 2 * MARGIN)
+def least_side(smallest: float, *, alone: bool = False) -> int:
+    """The least height and width of a picture in which four objects of the smallest size have room, or one alone."""
+    return math.ceil(smallest + 2 * MARGIN if alone else 2 * smallest + GAP + 2 * MARGIN)
 
 
 def place(
-    random: Random, count: int, relation: str | None, size: tuple[int, int], objects: tuple[float, float]
+    random: Random, count: int, relation: str | None, size: tuple[float, float], objects: tuple[float, float]
 ) -> list[Place]:
     """Places for one to four objects, GAP apart. size: (H, W) of the picture; objects: from the smallest to the
     largest. A relation is clear: the first of two lies more along its axis than across."""
@@ -256,7 +256,7 @@ def place(
     return [first, second] if relation in ("left of", "above") else [second, first]
 
 
-def _near(random: Random, first: float, second: float, along: float, size: float, length: int) -> float:
+def _near(random: Random, first: float, second: float, along: float, size: float, length: float) -> float:
     """The second's place across the axis of a relation, drawn anew where it is too far from the first's."""
     reach, edge = along / CLEARLY, MARGIN + size / 2
     if abs(second - first) <= reach:
@@ -299,11 +299,17 @@ def _in_box(random: Random, box: _Box, objects: tuple[float, float]) -> Place:
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 
-def draw(random: Random, kinds: Sequence[tuple[str, str]], places: Sequence[Place], size: tuple[int, int]) -> Tensor:
-    """Objects on a ground -> (3, H, W) in [-1, 1]."""
-    canvas = _ground(random, *size)
+def draw(
+    random: Random,
+    kinds: Sequence[tuple[str, str]],
+    places: Sequence[Place],
+    size: tuple[int, int],
+    scale: float = 1.0,
+) -> Tensor:
+    """Objects on a ground -> (3, H, W) in [-1, 1]. scale: pixels of the picture to one of the places'."""
+    canvas = _ground(random, *size, scale)
     for (shape, colour), at in zip(kinds, places, strict=True):
-        covered, rows, columns = coverage(shape, at, size)
+        covered, rows, columns = coverage(shape, Place(at.y * scale, at.x * scale, at.size * scale), size)
         ink = [min(1.0, max(0.0, value / 255 + 0.08 * random.random() - 0.04)) for value in COLOURS[colour]]
         patch = canvas[rows, columns]
         patch += covered[..., None] * (np.array(ink, dtype=np.float32) - patch)
@@ -327,8 +333,8 @@ def coverage(shape: str, at: Place, size: tuple[int, int], beside: int = 0) -> t
     return counts * np.float32(SUBPIXELS**-2), slice(top, bottom), slice(left, right)
 
 
-def _ground(random: Random, height: int, width: int) -> np.ndarray:
-    """Nearly grey, (H, W, 3) in [0, 1]: plain, a gradient, noise or stripes."""
+def _ground(random: Random, height: int, width: int, scale: float) -> np.ndarray:
+    """Nearly grey, (H, W, 3) in [0, 1]: plain, a gradient, noise or stripes, which are as much wider."""
     base, step = random.uniform(0.1, 0.9), random.uniform(0.1, 0.25)
     greys = base, base + (step if base < 0.5 else -step)
     first, second = (np.array([grey + 0.05 * random.random() - 0.025 for _ in range(3)], np.float32) for grey in greys)
@@ -345,5 +351,5 @@ def _ground(random: Random, height: int, width: int) -> np.ndarray:
         along -= along.min()
         share = along / along.max()
     else:
-        share = (along / random.uniform(4, 10) % 1 < 0.5).astype(np.float32)
+        share = (along / (scale * random.uniform(4, 10)) % 1 < 0.5).astype(np.float32)
     return first + share[..., None] * (second - first)

@@ -74,6 +74,7 @@ def evaluate_run(
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "steps": sampler.ar_steps,
+        "sweeps": sampler.sweeps,
         "guidance": sampler.guidance,
         "temperature": sampler.temperature,
         "seed": seed,

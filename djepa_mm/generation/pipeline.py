@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from djepa_mm.core.djepa import DJEPA
+from djepa_mm.core.masking import ANYWHERE
 from djepa_mm.core.sampler import Sampler
 from djepa_mm.core.types import TokenBatch
 from djepa_mm.errors import Notice, UserError
@@ -30,7 +31,7 @@ from djepa_mm.recipe.schema import Recipe
 from djepa_mm.types import ConditionKind, Extent, MediaSpec, Progress, Tokenizer, nearest_size
 from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_state, read_tensors
 
-MOST = 1_000_000  # of steps, guidance and temperature: beyond it, there are no numbers
+MOST = 1_000_000  # of steps, sweeps, guidance and temperature: beyond it, there are no numbers
 MOST_SIDE = 16_384  # pixels of what is asked for
 MOST_ASPECT = 100  # width / height, or the other way round
 Jobs = list[Job]  # of one request: one, or the parts that are joined
@@ -234,9 +235,9 @@ class Pipeline:
         try:
             for number, chosen in enumerate(mine):
 
-                def report(step: int, _: int, done: int = number * sampler.ar_steps) -> None:
+                def report(step: int, _: int, done: int = number * sampler.total_steps) -> None:
                     if progress is not None:
-                        progress(done + step, len(mine) * sampler.ar_steps)
+                        progress(done + step, len(mine) * sampler.total_steps)
 
                 tokens = self._tokens([jobs[n] for n in chosen], sampler, report)
                 for n, row in zip(chosen, tokens, strict=True):
@@ -316,12 +317,22 @@ def with_sampling(
     ar_steps: int | None = None,
     guidance: float | None = None,
     temperature: float | None = None,
+    sweeps: int | None = None,
 ) -> Sampler:
     """The sampler with those of the settings that are given. Raises UserError where they are out of range."""
-    for name, value, least in (("steps", ar_steps, 1), ("guidance", guidance, 0), ("temperature", temperature, 0)):
-        if value is not None and not (isinstance(value, Real) and least <= value <= MOST):
+    scales, counts = {"guidance": guidance, "temperature": temperature}, {"steps": (ar_steps, 1), "sweeps": (sweeps, 0)}
+    for name, value, least, kind in (
+        *((name, value, 0, Real) for name, value in scales.items()),
+        *((name, value, least, Integral) for name, (value, least) in counts.items()),
+    ):
+        if value is not None and not (isinstance(value, kind) and least <= value <= MOST):
             raise UserError(f"--{name} {value}: give {least} to {MOST:,}")
-    changes: dict[str, Any] = {"ar_steps": ar_steps, "guidance": guidance, "temperature": temperature}
+    if sweeps and (sampler.order not in ANYWHERE or sampler.horizon is not None):
+        raise UserError(
+            f"--sweeps {sweeps}: this model's places come one after the other (sample.order {sampler.order}), so that "
+            "what is drawn early cannot be drawn anew; leave it out"
+        )
+    changes: dict[str, Any] = {"ar_steps": ar_steps, "sweeps": sweeps, **scales}
     return replace(sampler, **{key: value for key, value in changes.items() if value is not None})
 
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from djepa_mm.core.djepa import Networks, Stack
 from djepa_mm.media.mel import LogMel
-from djepa_mm.recipe.build import build_model
+from djepa_mm.recipe.build import build_model, build_sampler
 from djepa_mm.recipe.kinds import AnyRecipe
 from djepa_mm.recipe.schema import Recipe
 from djepa_mm.recipe.tokenizer import TokenizerRecipe
@@ -65,8 +65,8 @@ def describe(recipe: AnyRecipe) -> Table:
     passes = Passes(online, tokenizer.token_dim, length)
     table.add_row("FLOPs to train on an item, once", _si(train_flops(recipe, passes, spec.num_tokens), "FLOP"))
     table.add_row(
-        f"FLOPs to sample an item (T {recipe.sample.steps}, head steps {recipe.head.steps}, "
-        f"guidance {recipe.sample.guidance:g})",
+        f"FLOPs to sample an item (T {recipe.sample.steps}, sweeps {recipe.sample.sweeps}, "
+        f"head steps {recipe.head.steps}, guidance {recipe.sample.guidance:g})",
         _si(sample_flops(recipe, passes, spec.num_tokens), "FLOP"),
         end_section=True,
     )
@@ -209,12 +209,15 @@ def train_flops(recipe: Recipe, passes: Passes, num_tokens: int) -> float:
 
 def sample_flops(recipe: Recipe, passes: Passes, num_tokens: int) -> float:
     """To sample one item."""
-    steps, guided = recipe.sample.steps, 2 if recipe.sample.guidance != 1 else 1
+    guided = 2 if recipe.sample.guidance != 1 else 1
     evaluations = recipe.head.steps * (2 if recipe.head.solver == "heun" else 1)
-    # the share known grows with the cosine schedule, from 0 to 1; on average 1 − 2/π of the tokens
-    known = round(num_tokens * (1 - 2 / math.pi))
-    step = passes.encoder(known) + passes.predictor(known, num_tokens)
-    return guided * (steps * step + evaluations * passes.head(num_tokens, 1))
+    flops = 0.0
+    for share, steps in build_sampler(recipe).passes:
+        # the share known grows with the cosine schedule to 1; on average 2/π of what is hidden at first is hidden
+        known = round(num_tokens * (1 - share * 2 / math.pi))
+        step = passes.encoder(known) + passes.predictor(known, num_tokens)
+        flops += steps * step + evaluations * passes.head(math.ceil(share * num_tokens), 1)
+    return guided * flops
 
 
 def activation_bytes(recipe: Recipe, num_tokens: int, condition: int) -> float:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, create_model, model_validator
 
-from djepa_mm.core.masking import Order, Schedule
+from djepa_mm.core.masking import ANYWHERE, Order, Schedule
 from djepa_mm.kinds import sections
 from djepa_mm.recipe.presets import PRESETS
 from djepa_mm.types import Config, Probability
@@ -256,6 +256,11 @@ class SampleConfig(Config):
     leave_one: bool = False
     """Every step but the last leaves one place, which linear guidance never counts as known: as in the code of MAR and
     D-JEPA, where its share of the guidance ends at (N − 1)/N."""
+    sweeps: NonNegativeInt = 0
+    """When all is drawn, how many times some of it is hidden and drawn anew: mends what was drawn before there was much
+    to fit to. For `order` random and tubes, where any place may come last."""
+    sweep_share: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """Of the places, hidden by the first sweep; the last one hides a single place. A sweep has its share of `steps`."""
 
 
 class RunConfig(Config):
@@ -307,6 +312,11 @@ class Recipe(Config):
             raise ValueError(
                 f"sample.guidance {self.sample.guidance} needs a model trained without its condition too: "
                 "set condition.drop above 0, or sample.guidance to 1"
+            )
+        if self.sample.sweeps and (self.sample.order not in ANYWHERE or self.mask.horizon is not None):
+            raise ValueError(
+                "sample.sweeps draws any place anew, so the order must be random or tubes and no horizon set: set "
+                "sample.sweeps to 0"
             )
         if self.compute.shard and self.optim.optimizer == "muon":
             raise ValueError("optim.optimizer muon needs whole matrices: set compute.shard to false, or take adamw")

@@ -152,6 +152,74 @@ def test_guidance_below_one_and_no_temperature(picture_model: Build, picture_bat
     assert torch.equal(*cold)
 
 
+def test_sweeps_hide_fewer_and_fewer_of_what_was_free(text_model: Build, text_batch: TokenBatch) -> None:
+    given = torch.zeros_like(text_batch.valid)
+    given[:, ::3] = True
+    given &= text_batch.valid
+    model, sampler, told = Watched(text_model()), Sampler(ar_steps=4, sweeps=3, sweep_share=0.75), []
+    tokens = sampler(
+        model,
+        **pick(text_batch, [0, 1, 2]),  # type: ignore[arg-type]
+        generators=generators(0, 1, 2),
+        tokens=text_batch.tokens,
+        known=given,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert sampler.passes == [(1.0, 4), (0.75, 3), (0.5, 2), (0.25, 1)]
+    assert told == [(n + 1, 10) for n in range(10)]
+    free = (text_batch.valid & ~given).sum(1)
+    for first, share in ((0, 1.0), (4, 0.75), (7, 0.5), (9, 0.25)):
+        hidden = text_batch.valid & ~model.known[first]
+        assert hidden.sum(1).tolist() == (free * share).ceil().tolist()
+        assert not (hidden & given).any()
+    assert torch.equal(tokens[given], text_batch.tokens[given])
+    assert tokens.isfinite().all()
+    assert tokens[~text_batch.valid].abs().sum() == 0
+
+
+def test_sweeps_do_not_depend_on_the_batch(text_model: Build, text_batch: TokenBatch) -> None:
+    model, sampler = text_model(), Sampler(ar_steps=3, guidance=2.0, sweeps=4)
+    together = sampler(model, **pick(text_batch, [0, 1, 2]), generators=generators(7, 8, 9))  # type: ignore[arg-type]
+    for n, seed in enumerate((7, 8, 9)):
+        count = int(text_batch.valid[n].sum())
+        one = sampler(model, **pick(text_batch, [n], count), generators=generators(seed))  # type: ignore[arg-type]
+        torch.testing.assert_close(together[n, :count], one[0], atol=1e-4, rtol=1e-4)
+
+
+class PairOfNormals:
+    """Knows the conditionals of two numbers of unit variance that go together, exactly."""
+
+    token_dim, together = 1, 0.9
+
+    @property
+    def head(self) -> PairOfNormals:
+        return self
+
+    def features(self, tokens: torch.Tensor, positions: torch.Tensor, known: torch.Tensor, *rest: object):
+        other_known, other = known.flip(1)[..., None], tokens.flip(1)
+        mean = self.together * other * other_known
+        deviation = torch.where(other_known, (1 - self.together**2) ** 0.5, 1.0)
+        return torch.cat([mean, deviation.expand_as(mean)], dim=-1)
+
+    def sample(self, z: torch.Tensor, *, noise: Callable[[], torch.Tensor], **options: object) -> torch.Tensor:
+        return z[:, :1] + z[:, 1:] * noise()
+
+
+@pytest.mark.parametrize(("sweeps", "expected"), [(0, 0.0), (30, PairOfNormals.together)])
+def test_sweeps_bring_together_what_was_drawn_at_once(sweeps: int, expected: float) -> None:
+    """Both numbers in one step know nothing of each other; sweeps of one place alone are Gibbs sampling."""
+    count, nothing = 4000, torch.zeros(4000, 1, 1)
+    tokens = Sampler(ar_steps=1, sweeps=sweeps, sweep_share=0.5)(
+        PairOfNormals(),  # type: ignore[arg-type]
+        positions=torch.zeros(count, 2, 3),
+        valid=torch.ones(count, 2, dtype=torch.bool),
+        condition=Condition(values=nothing, valid=nothing[..., 0] == 0, positions=nothing.expand(-1, -1, 3)),
+        generators=generators(*range(count)),
+    )
+    assert torch.corrcoef(tokens[..., 0].T)[0, 1].item() == pytest.approx(expected, abs=0.05)
+    assert tokens.std().item() == pytest.approx(1, abs=0.05)
+
+
 def test_progress_is_told(picture_model: Build, picture_batch: TokenBatch) -> None:
     told: list[tuple[int, int]] = []
     Sampler(ar_steps=3)(

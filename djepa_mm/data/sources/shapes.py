@@ -14,6 +14,7 @@ from djepa_mm.data.scenes import CATEGORIES, Caption, Category, draw, imagine, l
 from djepa_mm.types import Entry, Item, Judgement, Progress, SourceConfig
 
 HELD_OUT = 1200  # scenes that are kept for evaluation, with combinations that training has, and as many without
+REFERENCE = 32  # pixels of the longer side of the pictures that scenes which grow are measured in
 Side = Literal["train", "seen", "unseen"]
 
 
@@ -30,6 +31,9 @@ class ShapesConfig(SourceConfig):
     """Of which `sizes` draws multiples: the tokenizer's patch."""
     objects: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (6.0, 14.0)
     """Height and width of the smallest objects and of the largest, in pixels."""
+    grow: bool = False
+    """Scenes grow with the picture, as a photograph does that is resized: the pixels of `objects` and of the room
+    around them are then those of a picture whose longer side is 32."""
     categories: Annotated[tuple[Category, ...], Field(min_length=1, strict=False)] = CATEGORIES
     """What captions say; fewer are a simpler grammar."""
     skew: NonNegativeFloat = 0.0
@@ -43,19 +47,24 @@ class ShapesConfig(SourceConfig):
             raise ValueError(
                 f"data.objects: {self.objects[0]:g} is more than {self.objects[1]:g}; give the least first"
             )
-        least = least_side(self.objects[0])
-        if self.sizes is None:
-            if min(self.size) < least:
-                raise ValueError(
-                    f"data.size: {list(self.size)} is too small for objects of {self.objects[0]:g} pixels; "
-                    f"give {least} or more"
-                )
-        elif not self.sides or self.sides[0] < least:
+        alone = set(self.categories) <= {"single object", "colours"}
+        least = least_side(self.objects[0], alone=alone)
+        if self.sizes is not None and not self.sides:
             raise ValueError(
-                f"data.sizes: {list(self.sizes)} must hold a multiple of data.multiple_of {self.multiple_of}, and none "
-                f"below {least}, which objects of {self.objects[0]:g} pixels need"
+                f"data.sizes: {list(self.sizes)} holds no multiple of data.multiple_of {self.multiple_of}; widen it"
+            )
+        smallest = self.size if self.sizes is None else (self.sides[0], self.sides[-1] if self.grow else self.sides[0])
+        if (short := min(smallest) * self._frame(smallest)) < least:
+            name = "size" if self.sizes is None else "sizes"
+            raise ValueError(
+                f"data.{name}: {list(getattr(self, name))} leaves {short:g} pixels for a scene whose objects of "
+                f"{self.objects[0]:g} pixels need {least}; make it larger, or data.objects smaller"
             )
         return self
+
+    def _frame(self, size: tuple[int, int]) -> float:
+        """Of a pixel of a picture of that height and width: how many of those that `objects` counts it is."""
+        return REFERENCE / max(size) if self.grow else 1.0
 
     @property
     def sides(self) -> range:
@@ -104,9 +113,11 @@ class Shapes:
 
     def read(self, index: int) -> Item:
         random, size, caption, kinds = self._scene(index)
-        places = place(random, len(kinds), caption.relation, size, self.config.objects)
+        frame = self.config._frame(size)
+        scene = size[0] * frame, size[1] * frame
+        places = place(random, len(kinds), caption.relation, scene, self.config.objects)
         entry = Entry(name=f"{self.side}/{index}", label=caption.category, text=str(caption))
-        return Item(entry=entry, media=draw(random, kinds, places, size))
+        return Item(entry=entry, media=draw(random, kinds, places, size, 1 / frame))
 
     def _begin(self, index: int) -> tuple[Random, tuple[int, int]]:
         """What draws all of an item, and its height and width."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from djepa_mm.data.scene_scorer import find
 from djepa_mm.data.scenes import CATEGORIES, is_unseen, parse
 from djepa_mm.data.sources.shapes import HELD_OUT, ShapesConfig
 from djepa_mm.types import Judge
@@ -40,6 +41,21 @@ def test_sizes_of_all_aspects() -> None:
     assert all(source.read(index).media.shape == source.shape(index) for index in range(20))
     narrow = config(sizes=[24, 40], multiple_of=5).build()
     assert {side for index in range(200) for side in narrow.shape(index)[1:]} == {25, 30, 35, 40}
+
+
+def test_scenes_that_grow_are_the_same_at_every_size() -> None:
+    options: dict[str, Any] = {"grow": True, "objects": [9, 13], "categories": ["colours"]}
+    small, large = (config(size=[side, side], **options) for side in (32, 96))
+    for index in range(30):
+        one, same = small.build().read(index), large.build().read(index)
+        assert one.entry == same.entry
+        (found,), (again,) = find(one.media), find(same.media)
+        assert again.kind == found.kind
+        assert (again.y, again.x) == pytest.approx((3 * found.y, 3 * found.x), abs=1.0)
+        assert again.pixels == pytest.approx(9 * found.pixels, rel=0.1)
+    wide = config(size=[24, 64], **options)  # as many pixels as the longer side lets it
+    items = [wide.build_held_out().read(index) for index in range(60)]
+    assert all(one.fits for one in wide.judge([i.media for i in items], [i.entry.text or "" for i in items]))
 
 
 def test_a_simpler_grammar() -> None:
@@ -95,11 +111,13 @@ def test_the_corpus_judges_its_own() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"size": [16, 32]}, "too small for objects of 6 pixels; give 17"),
+        ({"size": [16, 32]}, "data.size: .* leaves 16 pixels for a scene whose objects of 6 pixels need 17"),
         ({"objects": [9, 8]}, "give the least first"),
-        ({"sizes": [33, 39]}, "must hold a multiple of data.multiple_of 8"),
-        ({"sizes": [8, 40]}, "none below 17"),
-        ({"sizes": [40, 24]}, "must hold a multiple"),
+        ({"sizes": [33, 39]}, "holds no multiple of data.multiple_of 8"),
+        ({"sizes": [8, 40]}, "data.sizes: .* leaves 8 pixels"),
+        ({"sizes": [40, 24]}, "holds no multiple"),
+        ({"sizes": [24, 64], "grow": True}, "leaves 12 pixels for a scene whose objects of 6 pixels need 17"),
+        ({"size": [16, 64], "grow": True, "objects": [9, 9], "categories": ["colours"]}, "leaves 8 pixels .* need 11"),
         ({"categories": []}, "at least 1 item"),
         ({"categories": ["dogs"]}, "single object"),
         ({"skew": -1.0}, "greater than or equal to 0"),
