@@ -320,10 +320,11 @@ def with_sampling(
     sweeps: int | None = None,
 ) -> Sampler:
     """The sampler with those of the settings that are given. Raises UserError where they are out of range."""
-    scales, counts = {"guidance": guidance, "temperature": temperature}, {"steps": (ar_steps, 1), "sweeps": (sweeps, 0)}
     for name, value, least, kind in (
-        *((name, value, 0, Real) for name, value in scales.items()),
-        *((name, value, least, Integral) for name, (value, least) in counts.items()),
+        ("steps", ar_steps, 1, Integral),
+        ("sweeps", sweeps, 0, Integral),
+        ("guidance", guidance, 0, Real),
+        ("temperature", temperature, 0, Real),
     ):
         if value is not None and not (isinstance(value, kind) and least <= value <= MOST):
             raise UserError(f"--{name} {value}: give {least} to {MOST:,}")
@@ -332,7 +333,7 @@ def with_sampling(
             f"--sweeps {sweeps}: this model's places come one after the other (sample.order {sampler.order}), so that "
             "what is drawn early cannot be drawn anew; leave it out"
         )
-    changes: dict[str, Any] = {"ar_steps": ar_steps, "sweeps": sweeps, **scales}
+    changes: dict[str, Any] = {"ar_steps": ar_steps, "sweeps": sweeps, "guidance": guidance, "temperature": temperature}
     return replace(sampler, **{key: value for key, value in changes.items() if value is not None})
 
 
