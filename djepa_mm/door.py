@@ -257,8 +257,8 @@ class Model:
     def _sampler(
         self, ar_steps: int | None, guidance: float | None, temperature: float | None, sweeps: int | None
     ) -> Sampler:
-        given = {"ar_steps": ar_steps, "sweeps": sweeps}
-        return with_sampling(self.pipeline.sampler, guidance=guidance, temperature=temperature, **given)
+        sampler = self.pipeline.sampler
+        return with_sampling(sampler, ar_steps=ar_steps, guidance=guidance, temperature=temperature, sweeps=sweeps)
 
     def _shown(self, media: Tensor, request: Request) -> Generated:
         title = self.pipeline.condition.title(request.condition)

@@ -125,7 +125,7 @@ def test_sampling_is_the_recipes_or_what_is_asked_for(painter: Pipeline) -> None
 def test_sweeps_are_for_places_that_may_come_last(painter: Pipeline) -> None:
     pipeline = Pipeline(painter.recipe, painter.model, painter.tokenizer, painter.condition)
     pipeline.sampler = replace(pipeline.sampler, order="raster")
-    with pytest.raises(UserError, match=r"--sweeps 2: this model's places come one after the other"):
+    with pytest.raises(UserError, match=r"--sweeps 2: with sample\.order raster what comes first never comes last"):
         model(pipeline).generate(class_=7, sweeps=2)
     assert len(model(pipeline).generate(class_=7, sweeps=0)) == 1
 
@@ -524,9 +524,9 @@ def test_a_folder_of_ones_own_has_to_be_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ar_steps": 0}, "--steps 0: give 1 to 1,000,000"),
-        ({"ar_steps": 2.5}, "--steps 2.5: give 1 to 1,000,000"),
-        ({"sweeps": -1}, "--sweeps -1: give 0 to 1,000,000"),
+        ({"ar_steps": 0}, "--steps 0: give a whole number from 1 to 1,000,000"),
+        ({"ar_steps": 2.5}, "--steps 2.5: give a whole number from 1 to 1,000,000"),
+        ({"sweeps": -1}, "--sweeps -1: give a whole number from 0 to 1,000"),
         ({"guidance": float("nan")}, "--guidance nan: give 0 to 1,000,000"),
         ({"guidance": 1e308}, r"--guidance 1e\+308: give 0 to"),
         ({"temperature": -1.0}, "--temperature -1.0: give 0 to 1,000,000"),

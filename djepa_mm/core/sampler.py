@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from djepa_mm.core.djepa import DJEPA
-from djepa_mm.core.masking import Order, Schedule, reveal_keys, reveal_schedule
+from djepa_mm.core.masking import ANYWHERE, Order, Schedule, reveal_keys, reveal_schedule
 from djepa_mm.core.types import Condition
 
 GuidanceSchedule = Literal["constant", "linear"]
@@ -31,9 +31,9 @@ class Sampler:
     guidance never counts it, so that it ends at (N − 1)/N, as in the code of MAR and D-JEPA.
     horizon: how many places the predictor fills in at once, as in training; None is all of them.
     sweeps: when all is drawn, hide some of it and draw it anew, so many times: of places that were drawn early, before
-    there was much to fit to, nothing else is ever mended. The share that is hidden falls from `sweep_share` to a single
-    place, and each sweep has its share of the T steps. Gibbs sampling by blocks, from coarse to fine; as the correctors
-    of Lezama et al. 2022 and the remasking of Wang et al. 2025 (ReMDM) are for discrete tokens.
+    there was much to fit to, nothing else is ever mended. The share that is hidden falls evenly from `sweep_share` to a
+    single place, and each sweep has its share of the T steps. Gibbs sampling by blocks, from coarse to fine; as the
+    correctors of Lezama et al. 2022 and the remasking of Wang et al. 2025 (ReMDM) are for discrete tokens.
     """
 
     ar_steps: int = 64
@@ -49,9 +49,10 @@ class Sampler:
 
     @property
     def passes(self) -> list[tuple[float, int]]:
-        """The share of the free places that each pass draws, and in how many steps: first all, then the sweeps."""
-        shares = [self.sweep_share * (1 - n / self.sweeps) for n in range(self.sweeps)]
-        return [(1.0, self.ar_steps), *((share, math.ceil(share * self.ar_steps)) for share in shares)]
+        """The share of the free places that each pass draws, and in how many steps: first all, then the sweeps. The
+        last one's share is 0, which is a single place."""
+        shares = [self.sweep_share * (1 - n / max(1, self.sweeps - 1)) for n in range(self.sweeps)]
+        return [(1.0, self.ar_steps), *((share, _part(share, self.ar_steps)) for share in shares)]
 
     @property
     def total_steps(self) -> int:
@@ -87,7 +88,7 @@ class Sampler:
         tokens, known = tokens.float() * known[..., None], known & valid
         free = (valid & ~known).cpu()
         away, null = negative or (condition, True)
-        moves = self._moves(free, (positions if places is None else places).cpu(), generators)
+        moves, total = self._moves(free, (positions if places is None else places).cpu(), generators), self.total_steps
 
         for step, (hidden, revealed, ahead) in enumerate(moves):
             for row, some in enumerate(hidden):
@@ -115,7 +116,7 @@ class Sampler:
                 tokens[rows, columns] = new.float()
                 known[rows, columns] = True
             if progress is not None:
-                progress(step + 1, self.total_steps)
+                progress(step + 1, total)
         return tokens
 
     def _moves(
@@ -146,7 +147,7 @@ class Sampler:
         for places, coordinates, generator in zip(free, positions, generators, strict=True):
             index = places.nonzero()[:, 0]
             order = index[reveal_keys(coordinates[None, index], self.order, generator)[0].argsort(stable=True)]
-            orders.append(order[len(order) - math.ceil(share * len(order)) :])
+            orders.append(order[len(order) - _part(share, len(order)) :])
         return orders
 
     def _noise(
@@ -163,3 +164,17 @@ class Sampler:
         num_tokens = valid.sum(1)
         after = (known.sum(1) + counts).minimum(num_tokens - int(self.leave_one))
         return 1 + (self.guidance - 1) * after / num_tokens
+
+
+def _part(share: float, whole: int) -> int:
+    """That share of a number, rounded up, at least one where there is one."""
+    return min(whole, max(1, math.ceil(share * whole - 1e-9)))
+
+
+def never_last(order: Order, horizon: int | None) -> str | None:
+    """Why places that are drawn early cannot be drawn anew by those that are drawn late; None where they can."""
+    if horizon is not None:
+        return f"with mask.horizon {horizon} the model predicts what comes next alone"
+    if order not in ANYWHERE:
+        return f"with sample.order {order} what comes first never comes last"
+    return None

@@ -75,6 +75,7 @@ def evaluate_run(
         "threads": torch.get_num_threads(),
         "steps": sampler.ar_steps,
         "sweeps": sampler.sweeps,
+        "sweep_share": sampler.sweep_share,
         "guidance": sampler.guidance,
         "temperature": sampler.temperature,
         "seed": seed,

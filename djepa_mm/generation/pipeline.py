@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from djepa_mm.core.djepa import DJEPA
-from djepa_mm.core.masking import ANYWHERE
-from djepa_mm.core.sampler import Sampler
+from djepa_mm.core.sampler import Sampler, never_last
 from djepa_mm.core.types import TokenBatch
 from djepa_mm.errors import Notice, UserError
 from djepa_mm.generation.request import Job, Request
@@ -27,11 +26,11 @@ from djepa_mm.precision import cast_linears, fast_bf16
 from djepa_mm.ranks import ElsewhereError, current
 from djepa_mm.recipe.build import build_model, build_sampler, check_item
 from djepa_mm.recipe.load import Overrides, as_trained, load_recipe
-from djepa_mm.recipe.schema import Recipe
+from djepa_mm.recipe.schema import MOST_SWEEPS, Recipe
 from djepa_mm.types import ConditionKind, Extent, MediaSpec, Progress, Tokenizer, nearest_size
 from djepa_mm.weights import TOKENIZER, find_checkpoint, load_weights, read_state, read_tensors
 
-MOST = 1_000_000  # of steps, sweeps, guidance and temperature: beyond it, there are no numbers
+MOST = 1_000_000  # of steps, guidance and temperature: beyond it, there are no numbers
 MOST_SIDE = 16_384  # pixels of what is asked for
 MOST_ASPECT = 100  # width / height, or the other way round
 Jobs = list[Job]  # of one request: one, or the parts that are joined
@@ -232,12 +231,13 @@ class Pipeline:
         batches = [by_length[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
         mine = batches[ranks.rank :: ranks.world]
         media: dict[int, Tensor] = {}
+        steps = sampler.total_steps
         try:
             for number, chosen in enumerate(mine):
 
-                def report(step: int, _: int, done: int = number * sampler.total_steps) -> None:
+                def report(step: int, _: int, done: int = number * steps) -> None:
                     if progress is not None:
-                        progress(done + step, len(mine) * sampler.total_steps)
+                        progress(done + step, len(mine) * steps)
 
                 tokens = self._tokens([jobs[n] for n in chosen], sampler, report)
                 for n, row in zip(chosen, tokens, strict=True):
@@ -320,19 +320,17 @@ def with_sampling(
     sweeps: int | None = None,
 ) -> Sampler:
     """The sampler with those of the settings that are given. Raises UserError where they are out of range."""
-    for name, value, least, kind in (
-        ("steps", ar_steps, 1, Integral),
-        ("sweeps", sweeps, 0, Integral),
-        ("guidance", guidance, 0, Real),
-        ("temperature", temperature, 0, Real),
+    for name, value, least, most, kind in (
+        ("steps", ar_steps, 1, MOST, Integral),
+        ("sweeps", sweeps, 0, MOST_SWEEPS, Integral),
+        ("guidance", guidance, 0, MOST, Real),
+        ("temperature", temperature, 0, MOST, Real),
     ):
-        if value is not None and not (isinstance(value, kind) and least <= value <= MOST):
-            raise UserError(f"--{name} {value}: give {least} to {MOST:,}")
-    if sweeps and (sampler.order not in ANYWHERE or sampler.horizon is not None):
-        raise UserError(
-            f"--sweeps {sweeps}: this model's places come one after the other (sample.order {sampler.order}), so that "
-            "what is drawn early cannot be drawn anew; leave it out"
-        )
+        if value is not None and not (isinstance(value, kind) and least <= value <= most):
+            whole = "a whole number from " if kind is Integral else ""
+            raise UserError(f"--{name} {value}: give {whole}{least} to {most:,}")
+    if sweeps and (why := never_last(sampler.order, sampler.horizon)):
+        raise UserError(f"--sweeps {sweeps}: {why}, so nothing is drawn anew; leave it out")
     changes: dict[str, Any] = {"ar_steps": ar_steps, "sweeps": sweeps, "guidance": guidance, "temperature": temperature}
     return replace(sampler, **{key: value for key, value in changes.items() if value is not None})
 

@@ -211,13 +211,13 @@ def sample_flops(recipe: Recipe, passes: Passes, num_tokens: int) -> float:
     """To sample one item."""
     guided = 2 if recipe.sample.guidance != 1 else 1
     evaluations = recipe.head.steps * (2 if recipe.head.solver == "heun" else 1)
-    flops = 0.0
-    for share, steps in build_sampler(recipe).passes:
-        # the share known grows with the cosine schedule to 1; on average 2/π of what is hidden at first is hidden
-        known = round(num_tokens * (1 - share * 2 / math.pi))
-        step = passes.encoder(known) + passes.predictor(known, num_tokens)
-        flops += steps * step + evaluations * passes.head(math.ceil(share * num_tokens), 1)
-    return guided * flops
+    planned = build_sampler(recipe).passes
+    steps, drawn = sum(steps for _, steps in planned), sum(share for share, _ in planned)
+    # the share known grows with the cosine schedule to 1; on average 2/π of what a pass hides is hidden
+    hidden = sum(share * steps for share, steps in planned) / steps * 2 / math.pi
+    known = round(num_tokens * (1 - hidden))
+    step = passes.encoder(known) + passes.predictor(known, num_tokens)
+    return guided * (steps * step + evaluations * drawn * passes.head(num_tokens, 1))
 
 
 def activation_bytes(recipe: Recipe, num_tokens: int, condition: int) -> float:

@@ -12,12 +12,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, create_model, model_validator
 
-from djepa_mm.core.masking import ANYWHERE, Order, Schedule
+from djepa_mm.core.masking import Order, Schedule
+from djepa_mm.core.sampler import never_last
 from djepa_mm.kinds import sections
 from djepa_mm.recipe.presets import PRESETS
 from djepa_mm.types import Config, Probability
 
 Width = Annotated[int, Field(gt=0, le=65_536)]  # beyond the largest models that there are, so a slip of the pen
+MOST_SWEEPS = 1_000
 Blocks = Annotated[int, Field(gt=0, le=200)]
 
 
@@ -256,11 +258,12 @@ class SampleConfig(Config):
     leave_one: bool = False
     """Every step but the last leaves one place, which linear guidance never counts as known: as in the code of MAR and
     D-JEPA, where its share of the guidance ends at (N − 1)/N."""
-    sweeps: NonNegativeInt = 0
+    sweeps: Annotated[int, Field(ge=0, le=MOST_SWEEPS)] = 0
     """When all is drawn, how many times some of it is hidden and drawn anew: mends what was drawn before there was much
     to fit to. For `order` random and tubes, where any place may come last."""
     sweep_share: Annotated[float, Field(gt=0, le=1)] = 0.75
-    """Of the places, hidden by the first sweep; the last one hides a single place. A sweep has its share of `steps`."""
+    """Of the places, hidden by the first sweep; evenly fewer by the others, a single place by the last. A sweep has its
+    share of `steps`."""
 
 
 class RunConfig(Config):
@@ -313,11 +316,8 @@ class Recipe(Config):
                 f"sample.guidance {self.sample.guidance} needs a model trained without its condition too: "
                 "set condition.drop above 0, or sample.guidance to 1"
             )
-        if self.sample.sweeps and (self.sample.order not in ANYWHERE or self.mask.horizon is not None):
-            raise ValueError(
-                "sample.sweeps draws any place anew, so the order must be random or tubes and no horizon set: set "
-                "sample.sweeps to 0"
-            )
+        if self.sample.sweeps and (why := never_last(self.sample.order, self.mask.horizon)):
+            raise ValueError(f"sample.sweeps {self.sample.sweeps}: {why}, so nothing is drawn anew: set it to 0")
         if self.compute.shard and self.optim.optimizer == "muon":
             raise ValueError("optim.optimizer muon needs whole matrices: set compute.shard to false, or take adamw")
         if self.loss.generation == 0:

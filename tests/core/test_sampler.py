@@ -165,12 +165,12 @@ def test_sweeps_hide_fewer_and_fewer_of_what_was_free(text_model: Build, text_ba
         known=given,
         progress=lambda done, total: told.append((done, total)),
     )
-    assert sampler.passes == [(1.0, 4), (0.75, 3), (0.5, 2), (0.25, 1)]
+    assert sampler.passes == [(1.0, 4), (0.75, 3), (0.375, 2), (0.0, 1)]
     assert told == [(n + 1, 10) for n in range(10)]
     free = (text_batch.valid & ~given).sum(1)
-    for first, share in ((0, 1.0), (4, 0.75), (7, 0.5), (9, 0.25)):
+    for first, share in ((0, 1.0), (4, 0.75), (7, 0.375), (9, 0.0)):
         hidden = text_batch.valid & ~model.known[first]
-        assert hidden.sum(1).tolist() == (free * share).ceil().tolist()
+        assert hidden.sum(1).tolist() == (free * share).ceil().clamp_min(1).tolist()
         assert not (hidden & given).any()
     assert torch.equal(tokens[given], text_batch.tokens[given])
     assert tokens.isfinite().all()

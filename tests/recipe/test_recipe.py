@@ -187,8 +187,10 @@ def test_mistakes_in_overrides(override: str, parts: list[str]) -> None:
 def test_impossible_combinations() -> None:
     with pytest.raises(UserError, match=r"condition\.drop"):
         load_recipe("digits", ["sample.guidance=2", "condition.drop=0.0"])
-    with pytest.raises(UserError, match=r"set sample\.sweeps to 0"):
+    with pytest.raises(UserError, match=r"sample\.sweeps 3: with sample\.order raster .*: set it to 0"):
         load_recipe("digits", ["sample.sweeps=3", "sample.order=raster"])
+    with pytest.raises(UserError, match=r"sample\.sweeps 3: with mask\.horizon 16 "):
+        load_recipe("moving-digits", ["sample.sweeps=3", "sample.order=random"])
     with pytest.raises(UserError, match="rotary"):
         load_recipe("spoken-digits", ["model.positions=learned"])
     with pytest.raises(UserError, match=r"rotary positions on 3 axes need heads of a width from 6 on, not 4: change"):

@@ -15,6 +15,7 @@ from djepa_mm.types import Entry, Item, Judgement, Progress, SourceConfig
 
 HELD_OUT = 1200  # scenes that are kept for evaluation, with combinations that training has, and as many without
 REFERENCE = 32  # pixels of the longer side of the pictures that scenes which grow are measured in
+LEAST_OBJECT = 4.0  # pixels of the picture, of objects that can be told from each other
 Side = Literal["train", "seen", "unseen"]
 
 
@@ -32,8 +33,8 @@ class ShapesConfig(SourceConfig):
     objects: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (6.0, 14.0)
     """Height and width of the smallest objects and of the largest, in pixels."""
     grow: bool = False
-    """Scenes grow with the picture, as a photograph does that is resized: the pixels of `objects` and of the room
-    around them are then those of a picture whose longer side is 32."""
+    """Scenes grow with the picture, but for the grain of noise, as a photograph does that is resized: the pixels of
+    `objects` and of the room around them are then those of a picture whose longer side is 32."""
     categories: Annotated[tuple[Category, ...], Field(min_length=1, strict=False)] = CATEGORIES
     """What captions say; fewer are a simpler grammar."""
     skew: NonNegativeFloat = 0.0
@@ -47,18 +48,29 @@ class ShapesConfig(SourceConfig):
             raise ValueError(
                 f"data.objects: {self.objects[0]:g} is more than {self.objects[1]:g}; give the least first"
             )
-        alone = set(self.categories) <= {"single object", "colours"}
-        least = least_side(self.objects[0], alone=alone)
+        name = "size" if self.sizes is None else "sizes"
+        said = f"data.{name}: {list(getattr(self, name))}"
         if self.sizes is not None and not self.sides:
+            raise ValueError(f"{said} holds no multiple of data.multiple_of {self.multiple_of}; widen it")
+        low, high = (min(self.size), max(self.size)) if self.sizes is None else (self.sides[0], self.sides[-1])
+        smallest, largest = self.objects
+        least = least_side(smallest, alone=self.grow and set(self.categories) <= {"single object", "colours"})
+        if not self.grow:
+            if low < least:
+                raise ValueError(f"{said}: objects of {smallest:g} pixels need {least} or more; make it larger")
+            return self
+        short, longest = low * REFERENCE / high, high if self.sizes is None else low  # of the smallest picture
+        if short < least:
             raise ValueError(
-                f"data.sizes: {list(self.sizes)} holds no multiple of data.multiple_of {self.multiple_of}; widen it"
+                f"{said}: of a scene that grows the longest side is {REFERENCE} and the shortest {short:g}, where objects "
+                f"of {smallest:g} need {least}; make the sides more alike"
             )
-        smallest = self.size if self.sizes is None else (self.sides[0], self.sides[-1] if self.grow else self.sides[0])
-        if (short := min(smallest) * self._frame(smallest)) < least:
-            name = "size" if self.sizes is None else "sizes"
+        if smallest * longest < LEAST_OBJECT * REFERENCE:
+            needed = LEAST_OBJECT * REFERENCE / longest
+            raise ValueError(f"{said}: too few pixels to tell objects of {smallest:g}; give them {needed:.3g} or more")
+        if largest**2 > REFERENCE * short / 2:
             raise ValueError(
-                f"data.{name}: {list(getattr(self, name))} leaves {short:g} pixels for a scene whose objects of "
-                f"{self.objects[0]:g} pixels need {least}; make it larger, or data.objects smaller"
+                f"{said}: objects of {largest:g} fill more than half of {REFERENCE}×{short:g}; make them less"
             )
         return self
 

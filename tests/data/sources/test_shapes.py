@@ -111,13 +111,19 @@ def test_the_corpus_judges_its_own() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"size": [16, 32]}, "data.size: .* leaves 16 pixels for a scene whose objects of 6 pixels need 17"),
+        ({"size": [16, 32]}, "data.size: .* objects of 6 pixels need 17"),
         ({"objects": [9, 8]}, "give the least first"),
         ({"sizes": [33, 39]}, "holds no multiple of data.multiple_of 8"),
-        ({"sizes": [8, 40]}, "data.sizes: .* leaves 8 pixels"),
+        ({"sizes": [8, 40]}, "data.sizes: .* objects of 6 pixels need 17"),
         ({"sizes": [40, 24]}, "holds no multiple"),
-        ({"sizes": [24, 64], "grow": True}, "leaves 12 pixels for a scene whose objects of 6 pixels need 17"),
-        ({"size": [16, 64], "grow": True, "objects": [9, 9], "categories": ["colours"]}, "leaves 8 pixels .* need 11"),
+        ({"sizes": [24, 64], "grow": True}, "the shortest 12, where objects of 6 need 17; make the sides more alike"),
+        (
+            {"size": [16, 64], "grow": True, "objects": [9, 9], "categories": ["colours"]},
+            "the shortest 8, where objects of 9 need 11",
+        ),
+        ({"size": [8, 8], "grow": True}, "too few pixels to tell objects of 6; give them 16 or more"),
+        ({"sizes": [16, 24], "grow": True, "objects": [7, 9]}, "to tell objects of 7; give them 8 or more"),
+        ({"size": [32, 32], "grow": True, "objects": [9, 23]}, "objects of 23 fill more than half of 32×32"),
         ({"categories": []}, "at least 1 item"),
         ({"categories": ["dogs"]}, "single object"),
         ({"skew": -1.0}, "greater than or equal to 0"),
