@@ -62,8 +62,8 @@ class ShapesConfig(SourceConfig):
         short, longest = low * REFERENCE / high, high if self.sizes is None else low  # of the smallest picture
         if short < least:
             raise ValueError(
-                f"{said}: of a scene that grows the longest side is {REFERENCE} and the shortest {short:g}, where objects "
-                f"of {smallest:g} need {least}; make the sides more alike"
+                f"{said}: of a scene that grows the longest side is {REFERENCE} and the shortest {short:g}, where "
+                f"objects of {smallest:g} need {least}; make the sides more alike"
             )
         if smallest * longest < LEAST_OBJECT * REFERENCE:
             needed = LEAST_OBJECT * REFERENCE / longest
