@@ -123,9 +123,11 @@ class Sampler:
         self, free: Tensor, positions: Tensor, generators: Sequence[torch.Generator]
     ) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor]]]:
         """free (B, N) bool, positions (B, N, 3) -> of each sample, step by step: the places that are hidden first,
-        those that are revealed, and those within the horizon. Chance is asked when a pass begins."""
+        those that are revealed, and those within the horizon. A pass hides what its order reveals last. Chance is
+        asked when it begins."""
         for share, steps in self.passes:
-            orders = self._orders(free, positions, generators, share)
+            whole = self._orders(free, positions, generators)
+            orders = [order[len(order) - _part(share, len(order)) :] for order in whole]
             schedules = [[0, *reveal_schedule(len(o), steps, self.schedule, self.leave_one)] for o in orders]
             for step in range(steps):
                 spans = [(s[step], s[step + 1]) for s in schedules]
@@ -138,16 +140,12 @@ class Sampler:
                     ],
                 )
 
-    def _orders(
-        self, free: Tensor, positions: Tensor, generators: Sequence[torch.Generator], share: float
-    ) -> list[Tensor]:
-        """free (B, N) bool, positions (B, N, 3) -> in the order of revealing, the last of each sample's free places,
-        that share of them, at least one."""
+    def _orders(self, free: Tensor, positions: Tensor, generators: Sequence[torch.Generator]) -> list[Tensor]:
+        """free (B, N) bool, positions (B, N, 3) -> each sample's free places in the order of revealing."""
         orders = []
         for places, coordinates, generator in zip(free, positions, generators, strict=True):
             index = places.nonzero()[:, 0]
-            order = index[reveal_keys(coordinates[None, index], self.order, generator)[0].argsort(stable=True)]
-            orders.append(order[len(order) - _part(share, len(order)) :])
+            orders.append(index[reveal_keys(coordinates[None, index], self.order, generator)[0].argsort(stable=True)])
         return orders
 
     def _noise(
