@@ -14,7 +14,6 @@ from torch import Tensor
 
 Order = Literal["random", "frames", "tubes", "raster"]
 Schedule = Literal["cosine", "linear"]
-ANYWHERE: tuple[Order, ...] = ("random", "tubes")  # orders by which any place may come last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +56,15 @@ def reveal_keys(positions: Tensor, order: Order, generator: torch.Generator) -> 
         tubes = torch.rand(len(positions), int(place.max()) + 1, generator=generator, device=generator.device)
         return tubes.to(device).gather(1, place)
     return keys
+
+
+def never_last(order: Order, horizon: int | None) -> str | None:
+    """Why places that are drawn early cannot be drawn anew by those that are drawn late; None where they can."""
+    if horizon is not None:
+        return f"with mask.horizon {horizon} the model predicts what comes next alone"
+    if order not in ("random", "tubes"):
+        return f"with sample.order {order} what comes first never comes last"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

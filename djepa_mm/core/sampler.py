@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from djepa_mm.core.djepa import DJEPA
-from djepa_mm.core.masking import ANYWHERE, Order, Schedule, reveal_keys, reveal_schedule
+from djepa_mm.core.masking import Order, Schedule, reveal_keys, reveal_schedule
 from djepa_mm.core.types import Condition
 
 GuidanceSchedule = Literal["constant", "linear"]
@@ -49,8 +49,8 @@ class Sampler:
 
     @property
     def passes(self) -> list[tuple[float, int]]:
-        """The share of the free places that each pass draws, and in how many steps: first all, then the sweeps. The
-        last one's share is 0, which is a single place."""
+        """The share of the free places that each pass draws, and in how many steps: first all, then the sweeps. Of
+        several, the last one's share is 0, which is a single place."""
         shares = [self.sweep_share * (1 - n / max(1, self.sweeps - 1)) for n in range(self.sweeps)]
         return [(1.0, self.ar_steps), *((share, _part(share, self.ar_steps)) for share in shares)]
 
@@ -91,17 +91,15 @@ class Sampler:
         moves, total = self._moves(free, (positions if places is None else places).cpu(), generators), self.total_steps
 
         for step, (hidden, revealed, ahead) in enumerate(moves):
-            for row, some in enumerate(hidden):
-                known[row, some.to(device)] = False
+            if hidden:
+                known[_index(hidden, device)] = False
             counts = [len(some) for some in revealed]
             if any(counts):
-                rows = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(device)  # (M,)
-                columns = torch.cat(revealed).to(device)  # (M,)
+                rows, columns = _index(revealed, device)
                 in_sequence = valid
                 if self.horizon is not None:
                     in_sequence = known.clone()
-                    for row, some in enumerate(ahead):
-                        in_sequence[row, some.to(device)] = True
+                    in_sequence[_index(ahead, device)] = True
                 z = model.features(tokens, positions, known, in_sequence, condition)[rows, columns]
                 z_null, guidance = None, self._guidance(known, valid, torch.tensor(counts, device=device))[rows, None]
                 if self.guidance != 1:
@@ -169,10 +167,7 @@ def _part(share: float, whole: int) -> int:
     return min(whole, max(1, math.ceil(share * whole - 1e-9)))
 
 
-def never_last(order: Order, horizon: int | None) -> str | None:
-    """Why places that are drawn early cannot be drawn anew by those that are drawn late; None where they can."""
-    if horizon is not None:
-        return f"with mask.horizon {horizon} the model predicts what comes next alone"
-    if order not in ANYWHERE:
-        return f"with sample.order {order} what comes first never comes last"
-    return None
+def _index(places: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Places of each sample -> rows and columns (M,) of all of them together, which (B, N) takes as its index."""
+    counts = torch.tensor([len(some) for some in places])
+    return torch.repeat_interleave(torch.arange(len(places)), counts).to(device), torch.cat(list(places)).to(device)

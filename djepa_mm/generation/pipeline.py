@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from djepa_mm.core.djepa import DJEPA
-from djepa_mm.core.sampler import Sampler, never_last
+from djepa_mm.core.masking import never_last
+from djepa_mm.core.sampler import Sampler
 from djepa_mm.core.types import TokenBatch
 from djepa_mm.errors import Notice, UserError
 from djepa_mm.generation.request import Job, Request

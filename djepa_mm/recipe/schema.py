@@ -12,15 +12,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, create_model, model_validator
 
-from djepa_mm.core.masking import Order, Schedule
-from djepa_mm.core.sampler import never_last
+from djepa_mm.core.masking import Order, Schedule, never_last
 from djepa_mm.kinds import sections
 from djepa_mm.recipe.presets import PRESETS
 from djepa_mm.types import Config, Probability
 
 Width = Annotated[int, Field(gt=0, le=65_536)]  # beyond the largest models that there are, so a slip of the pen
-MOST_SWEEPS = 1_000
 Blocks = Annotated[int, Field(gt=0, le=200)]
+MOST_SWEEPS = 1_000  # likewise
 
 
 class ModelConfig(Config):

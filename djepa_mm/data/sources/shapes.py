@@ -59,7 +59,7 @@ class ShapesConfig(SourceConfig):
             if low < least:
                 raise ValueError(f"{said}: objects of {smallest:g} pixels need {least} or more; make it larger")
             return self
-        short, longest = low * REFERENCE / high, high if self.sizes is None else low  # of the smallest picture
+        short, longest = low * self.frame((low, high)), high if self.sizes is None else low  # of the smallest picture
         if short < least:
             raise ValueError(
                 f"{said}: of a scene that grows the longest side is {REFERENCE} and the shortest {short:g}, where "
@@ -74,7 +74,7 @@ class ShapesConfig(SourceConfig):
             )
         return self
 
-    def _frame(self, size: tuple[int, int]) -> float:
+    def frame(self, size: tuple[int, int]) -> float:
         """Of a pixel of a picture of that height and width: how many of those that `objects` counts it is."""
         return REFERENCE / max(size) if self.grow else 1.0
 
@@ -125,7 +125,7 @@ class Shapes:
 
     def read(self, index: int) -> Item:
         random, size, caption, kinds = self._scene(index)
-        frame = self.config._frame(size)
+        frame = self.config.frame(size)
         scene = size[0] * frame, size[1] * frame
         places = place(random, len(kinds), caption.relation, scene, self.config.objects)
         entry = Entry(name=f"{self.side}/{index}", label=caption.category, text=str(caption))
