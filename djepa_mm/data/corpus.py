@@ -20,6 +20,7 @@ from djepa_mm.data.drawing import BEFORE, TEXT, TOKENS, drawing, item_seed, one_
 from djepa_mm.data.feedback import Feedback, State, measures, merged, moved
 from djepa_mm.data.reading import Kept, KeptCorpus, Memory, Reading, Row, chance, draws, every_reading, readings_of
 from djepa_mm.data.sizes import DrawsSizes
+from djepa_mm.ranks import ALONE, Ranks
 from djepa_mm.recipe.schema import BatchConfig, FeedbackConfig
 from djepa_mm.types import (
     BrokenItem,
@@ -185,22 +186,36 @@ class Corpus:
         contents = (self.read(index) for index in indices)
         self.batcher.fit(media for media in contents if isinstance(media, Tensor))
 
-    def fill_cache(self, progress: Progress | None = None) -> None:
-        """Tokenize every reading of each item once and keep the tokens."""
-        memory = Memory(readings_of(self.source))
+    def fill_cache(self, progress: Progress | None = None, ranks: Ranks = ALONE) -> None:
+        """Tokenize every reading of each item once and keep the tokens. Each process tokenizes its part of the items,
+        and has all of them afterwards."""
         counts = {index: spec.num_tokens for index, spec in self.specs.items()}
-        blocks = self._cut(list(counts), counts)  # as many together as in training
-        reading = every_reading(
-            self.source, self.tokenizer, blocks, seed=self.seed, device=self.device, workers=self.config.workers
-        )
-        for index, item in reading:
-            memory.items[index] = item
-            if isinstance(item, str):
-                self.broken[self.source.entry(index).name] = item
-                self._check_share()
-            if progress is not None:
-                progress(len(memory.items), len(self.specs))
+        blocks = self._cut(list(counts), counts)[ranks.rank :: ranks.world]  # as many together as in training
+        total = sum(len(block) for block in blocks)
+
+        def read() -> dict[int, list[Encoded] | str]:
+            found: dict[int, list[Encoded] | str] = {}
+            reading = every_reading(
+                self.source, self.tokenizer, blocks, seed=self.seed, device=self.device, workers=self.config.workers
+            )
+            for index, item in reading:
+                found[index] = item
+                self._name_broken(index, item)
+                if progress is not None:
+                    progress(len(found), total)
+            return found
+
+        memory = Memory(readings_of(self.source))
+        for found in ranks.gather(ranks.agree(read)):
+            memory.items.update(found or {})
+        for index, item in memory.items.items():
+            self._name_broken(index, item)
         self.reading = memory
+
+    def _name_broken(self, index: int, item: list[Encoded] | str) -> None:
+        if isinstance(item, str):
+            self.broken[self.source.entry(index).name] = item
+            self._check_share()
 
     # --- batches
 

@@ -32,6 +32,7 @@ from djepa_mm.data.batches import (
 from djepa_mm.data.corpus import Corpus, Cursor, Seen
 from djepa_mm.data.drawing import BATCH, BEFORE, TEXT, TOKENS, drawing, item_seed, one_of
 from djepa_mm.data.feedback import Feedback, State, check_classes, measures, moved
+from djepa_mm.ranks import ALONE, Ranks
 from djepa_mm.recipe.schema import BatchConfig, FeedbackConfig
 from djepa_mm.types import (
     BrokenItem,
@@ -198,7 +199,7 @@ class StreamCorpus:
         """Let the tokenizer learn its statistics from the first items of all readers."""
         self.batcher.fit(item.media for item in islice(self._each(), most) if item.media is not None)
 
-    def fill_cache(self, progress: Progress | None = None) -> None:
+    def fill_cache(self, progress: Progress | None = None, ranks: Ranks = ALONE) -> None:
         raise AssertionError("refused before")
 
     def each(self, progress: Progress) -> Iterator[Seen]:

@@ -125,7 +125,7 @@ class DJEPATask:
         self.examples = self.pipeline.prepare(self._requests())
         self.judged = self._judged()
         if self.recipe.batch.cache:
-            self.corpus.fill_cache(progress)
+            self.corpus.fill_cache(progress, self.ranks)
 
     def batches(self, cursor: Cursor) -> Iterator[tuple[list[Portion | None], Cursor]]:
         return self.corpus.batches(cursor, self.share)

@@ -118,7 +118,7 @@ class TokenizerTask:
 
     def prepare(self, progress: Progress) -> None:
         if self.recipe.batch.cache:
-            self.corpus.fill_cache(progress)
+            self.corpus.fill_cache(progress, self.ranks)
         self.examples = list(self._examples(self.recipe.run.samples)) if self.ranks.first else []
 
     def batches(self, cursor: Cursor) -> Iterator[tuple[list[Portion | None], Cursor]]:
