@@ -6,8 +6,10 @@ import math
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from djepa_mm.ranks import current
 from djepa_mm.recipe.schema import OptimConfig
 
 COSINE_END = 0.02  # share of the learning rate that a cosine schedule ends at
@@ -34,8 +36,50 @@ def build_optimizers(networks: nn.Module, optim: OptimConfig) -> list[torch.opti
     ]
     if blocks:  # steps of the size that AdamW's have, so that one learning rate serves both
         adjust = "match_rms_adamw"
-        optimizers.append(torch.optim.Muon(blocks, lr=optim.lr, weight_decay=optim.weight_decay, adjust_lr_fn=adjust))
+        optimizers.append(SharedMuon(blocks, lr=optim.lr, weight_decay=optim.weight_decay, adjust_lr_fn=adjust))
     return optimizers
+
+
+class SharedMuon(torch.optim.Muon):
+    """Muon whose matrices are dealt out among the processes: each orthogonalises its own, which is nearly all of the
+    work, and sends what they became. Weights and momentum are those that torch.optim.Muon gives in each process."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Every process has to call it, with the same gradients."""
+        ranks = current()
+        if ranks.world == 1:
+            super().step()
+            return
+        shares = self._dealt(ranks.world)
+        others = {matrix: matrix.grad for matrix, owner in shares.items() if owner != ranks.rank}
+        for matrix, gradient in others.items():
+            assert gradient is not None  # as only those are dealt that have one
+            state = self.state[matrix]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(matrix)
+            state["momentum_buffer"].lerp_(gradient, 1 - self.defaults["momentum"])
+            matrix.grad = None
+        super().step()
+        for matrix, gradient in others.items():
+            matrix.grad = gradient
+        for sent in [dist.broadcast(matrix.detach(), owner, async_op=True) for matrix, owner in shares.items()]:
+            sent.wait()
+
+    def _dealt(self, world: int) -> dict[Tensor, int]:
+        """Whose each matrix is that has a gradient, so that all take about as long."""
+        matrices = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        taken, shares = [0] * world, {}
+        for matrix in sorted(matrices, key=_products, reverse=True):
+            shares[matrix] = owner = taken.index(min(taken))
+            taken[owner] += _products(matrix)
+        return shares
+
+
+def _products(matrix: Tensor) -> int:
+    """In a step of Newton-Schulz: X Xᵀ and its square, and what they do to X, with X's shorter side first."""
+    short, long = sorted(matrix.shape)
+    return short * short * (2 * long + short)
 
 
 def _decays(name: str, parameter: Tensor, which: Literal["matrices", "blocks", "all"]) -> bool:

@@ -43,11 +43,13 @@ TOKENIZER = {  # with all that comes in within a run; without the eps, AdamW mak
 TOGETHER = """
 import errno, json, sys, time
 from pathlib import Path
+import torch
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 import djepa_mm
 from djepa_mm.ranks import joined
 from djepa_mm.recipe.tokenizer import load_tokenizer_recipe
 from djepa_mm.runs import checkpoint
+from djepa_mm.training.optimizers import SharedMuon
 from djepa_mm.training.tokenizer import train_tokenizer
 
 class Watching(djepa_mm.Callback):
@@ -70,7 +72,19 @@ def late(write, full):
     return written
 
 save_file, write_data = checkpoint.save_file, HuggingFaceStorageWriter.write_data
+def muon(kind):
+    '''Four steps: weights, momentum and gradients of seven matrices, one of which has no gradient at first.'''
+    torch.manual_seed(0)
+    matrices = [torch.nn.Parameter(torch.randn(8 * n, 24)) for n in range(1, 8)]
+    optimizer = kind(matrices, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for step in range(4):
+        for matrix in matrices[step == 0 :]:
+            matrix.grad = torch.randn_like(matrix)
+        optimizer.step()
+    return [(m.detach(), optimizer.state[m]["momentum_buffer"], m.grad) for m in matrices]
+
 with joined() as ranks:
+    torch.save([muon(torch.optim.Muon), muon(SharedMuon)], f"muon-{ranks.rank}.pt")
     for out, overrides, full in json.loads(sys.argv[1]):
         checkpoint.save_file = late(save_file, full == ranks.rank)
         HuggingFaceStorageWriter.write_data = late(write_data, full == ranks.rank)
@@ -113,14 +127,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of two processes: DDP to the end, FSDP2 to its sixth step, with a batch in parts; and to its eighth, with a
-    checkpoint at the sixth; each where the disk of one process is full; and a
+    """Runs of two processes: DDP to the end, with tokens kept in memory; FSDP2 to its sixth step, with a batch in
+    parts, and to its eighth, with a checkpoint at the sixth; each where the disk of one process is full; and a
     tokenizer's."""
     folder = tmp_path_factory.mktemp("together")
     endless = {"run.save_every": 1, "optim.steps": 5000}
     sharded = {**SMALL, "optim.steps": 6, "compute.shard": True, "compute.accumulate": 2}
     runs = [
-        ("ddp", {**SMALL, "optim.steps": 12}, None),
+        ("ddp", {**SMALL, "optim.steps": 12, "batch.cache": True}, None),
         ("fsdp", sharded, None),
         ("fsdp-beside", {**sharded, "run.save_every": 6, "optim.steps": 8}, None),
         ("ddp-full", {**SMALL, **endless}, 0),
@@ -137,6 +151,14 @@ def test_two_processes_learn_what_one_does(alone: Path, together: Path) -> None:
     ours, theirs = (read_tensors(find_checkpoint(run), "averaged") for run in (alone, together / "ddp"))
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_the_clock_counts_the_steps(alone: Path, together: Path) -> None:
+    """However many processes there are: optim.minutes ends a run by it."""
+    for run in (alone, together / "ddp", together / "fsdp"):
+        took = [1 / row["steps_per_s"] for row in rows(run)]
+        counted = rows(run)[-1]["seconds"] - rows(run)[0]["seconds"]
+        assert 0.8 * sum(took[1:-1]) < counted < 1.2 * sum(took)  # several processes know of a step after it
 
 
 def test_two_processes_learn_the_tokenizer_that_one_does(together: Path, tmp_path: Path) -> None:
@@ -310,6 +332,14 @@ def test_recomputing_changes_nothing(alone: Path, tmp_path: Path) -> None:
     recipe = load_recipe("digits", {**SMALL, "optim.steps": 12, "compute.recompute": True, "compute.accumulate": 3})
     djepa_mm.train(recipe, tmp_path / "run", device="cpu", progress=False)
     assert agree(alone, tmp_path / "run")
+
+
+def test_shared_muon_is_muon_in_every_process(together: Path) -> None:
+    """To the bit, momentum of the matrices that another process has moved too."""
+    (plain, shared), others = (torch.load(together / f"muon-{rank}.pt") for rank in range(2))
+    for of_one in zip(plain, shared, *others, strict=True):
+        for first, *rest in zip(*of_one, strict=True):
+            assert all(torch.equal(first, other) for other in rest)
 
 
 def test_sharded_muon_is_refused_by_name() -> None:
