@@ -63,8 +63,8 @@ class SharedMuon(torch.optim.Muon):
         super().step()
         for matrix, gradient in others.items():
             matrix.grad = gradient
-        for sent in [dist.broadcast(matrix.detach(), owner, async_op=True) for matrix, owner in shares.items()]:
-            sent.wait()
+        for matrix, owner in shares.items():
+            dist.broadcast(matrix.detach(), owner)
 
     def _dealt(self, world: int) -> dict[Tensor, int]:
         """Whose each matrix is that has a gradient, so that all take about as long."""
