@@ -4,6 +4,8 @@
 class UserError(ValueError):
     """A user's mistake, in one line that names what is wrong and the fix. The command line then exits with code 2."""
 
+    told = False  # whether all processes know of it already
+
 
 class BrokenItem(Exception):
     """One item of a corpus cannot be read. It is skipped, counted and named in the run's report."""

@@ -23,6 +23,8 @@ T = TypeVar("T")
 class ElsewhereError(UserError):
     """A mistake that another process has found, and tells."""
 
+    told = True
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -69,7 +71,8 @@ class Ranks:
         """What `work` gives here, once all have done it, or the first alone where that is asked for.
 
         Raises its own UserError where one arose here, else ElsewhereError where one arose elsewhere, so that nobody
-        waits for a process that has given up."""
+        waits for a process that has given up. `work` may agree on parts of itself: an error that all have been told of
+        there is not told again."""
         if self.world == 1:
             return work()
         result, error = None, None
@@ -77,6 +80,8 @@ class Ranks:
             try:
                 result = work()
             except UserError as found:
+                if found.told:
+                    raise
                 error = found
         self.check(error)
         return result
@@ -89,6 +94,7 @@ class Ranks:
 def settle(error: UserError | None, told: Sequence[str | None]) -> None:
     """Raises this process' own error, else ElsewhereError for the first that another has told of."""
     if error is not None:
+        error.told = True
         raise error
     for rank, message in enumerate(told):
         if message is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain, islice
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -18,7 +20,18 @@ from djepa_mm.data.batches import ALL, Batcher, Encoded, Portion, Read, Share, d
 from djepa_mm.data.compact import Alike
 from djepa_mm.data.drawing import BEFORE, TEXT, TOKENS, drawing, item_seed, one_of
 from djepa_mm.data.feedback import Feedback, State, measures, merged, moved
-from djepa_mm.data.reading import Kept, KeptCorpus, Memory, Reading, Row, chance, draws, every_reading, readings_of
+from djepa_mm.data.reading import (
+    Kept,
+    KeptCorpus,
+    Memory,
+    Packed,
+    Reading,
+    Row,
+    chance,
+    draws,
+    every_reading,
+    readings_of,
+)
 from djepa_mm.data.sizes import DrawsSizes
 from djepa_mm.ranks import ALONE, Ranks
 from djepa_mm.recipe.schema import BatchConfig, FeedbackConfig
@@ -187,35 +200,26 @@ class Corpus:
         self.batcher.fit(media for media in contents if isinstance(media, Tensor))
 
     def fill_cache(self, progress: Progress | None = None, ranks: Ranks = ALONE) -> None:
-        """Tokenize every reading of each item once and keep the tokens. Each process tokenizes its part of the items,
-        and has all of them afterwards."""
-        counts = {index: spec.num_tokens for index, spec in self.specs.items()}
-        blocks = self._cut(list(counts), counts)[ranks.rank :: ranks.world]  # as many together as in training
-        total = sum(len(block) for block in blocks)
-
-        def read() -> dict[int, list[Encoded] | str]:
-            found: dict[int, list[Encoded] | str] = {}
-            reading = every_reading(
-                self.source, self.tokenizer, blocks, seed=self.seed, device=self.device, workers=self.config.workers
-            )
-            for index, item in reading:
-                found[index] = item
-                self._name_broken(index, item)
-                if progress is not None:
-                    progress(len(found), total)
-            return found
-
+        """Tokenize every reading of each item once and keep the tokens. The processes take a block each, time and
+        again, so that all have all items in the end, and know at once where one cannot go on."""
         memory = Memory(readings_of(self.source))
-        for found in ranks.gather(ranks.agree(read)):
-            memory.items.update(found or {})
-        for index, item in memory.items.items():
-            self._name_broken(index, item)
+        counts = {index: spec.num_tokens for index, spec in self.specs.items()}
+        blocks = self._cut(list(counts), counts)  # as many together as in training
+        own = blocks[ranks.rank :: ranks.world]
+        reading = every_reading(
+            self.source, self.tokenizer, own, seed=self.seed, device=self.device, workers=self.config.workers
+        )
+        for turn in range(math.ceil(len(blocks) / ranks.world)):
+            size = len(own[turn]) if turn < len(own) else 0
+            part = ranks.agree(partial(Packed.of, islice(reading, size)))
+            for index, item in chain.from_iterable(found.unpacked() for found in ranks.gather(part) if found):
+                memory.items[index] = item
+                if isinstance(item, str):
+                    self.broken[self.source.entry(index).name] = item
+                    self._check_share()
+            if progress is not None:
+                progress(len(memory.items), len(self.specs))
         self.reading = memory
-
-    def _name_broken(self, index: int, item: list[Encoded] | str) -> None:
-        if isinstance(item, str):
-            self.broken[self.source.entry(index).name] = item
-            self._check_share()
 
     # --- batches
 

@@ -6,7 +6,7 @@ be kept; or it has too many of them, as windows of a film are, and says in `draw
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard, runtime_checkable
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from djepa_mm.data.batches import Content, Encoded, deaf_to_interrupts, encode, leave_interrupts
 from djepa_mm.data.drawing import BEFORE, drawing, item_seed, one_of
-from djepa_mm.types import BrokenItem, Item, Source, Tokenizer, UserError
+from djepa_mm.types import BrokenItem, Item, MediaSpec, Source, Tokenizer, UserError
 
 READINGS = 2  # purpose of a seed: of one of several readings that are kept
 
@@ -231,3 +231,38 @@ class Memory:
         if isinstance(item, str):
             raise BrokenItem(item)
         return item[reading]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Items with all of their tokens in one tensor, which processes send far sooner than one for each."""
+
+    kept: dict[int, list[tuple[MediaSpec, list[torch.Size]]] | str]  # of each reading its tensors' sizes
+    numbers: Tensor
+
+    @classmethod
+    def of(cls, items: Iterable[tuple[int, list[Encoded] | str]]) -> Packed:
+        kept: dict[int, list[tuple[MediaSpec, list[torch.Size]]] | str] = {}
+        parts: list[Tensor] = []
+        for index, item in items:
+            if isinstance(item, str):
+                kept[index] = item
+                continue
+            tensors = [[t for t in (one.tokens, one.deviation) if t is not None] for one in item]
+            kept[index] = [(one.spec, [t.shape for t in some]) for one, some in zip(item, tensors, strict=True)]
+            parts += [t.flatten() for some in tensors for t in some]
+        assert len({part.dtype for part in parts}) < 2, "tokens of one corpus are of one type"
+        return cls(kept, torch.cat(parts) if parts else torch.empty(0))
+
+    def unpacked(self) -> Iterator[tuple[int, list[Encoded] | str]]:
+        sizes = [size for item in self.kept.values() if not isinstance(item, str) for _, some in item for size in some]
+        parts = iter(self.numbers.split([size.numel() for size in sizes]))
+        for index, item in self.kept.items():
+            if isinstance(item, str):
+                yield index, item
+                continue
+            readings = []
+            for spec, some in item:
+                tokens, *deviation = (next(parts).view(size) for size in some)
+                readings.append(Encoded(tokens, spec, deviation[0] if deviation else None))
+            yield index, readings
