@@ -255,6 +255,7 @@ class Packed:
         return cls(kept, torch.cat(parts) if parts else torch.empty(0))
 
     def unpacked(self) -> Iterator[tuple[int, list[Encoded] | str]]:
+        """With memory of their own again, so that an item which is sent on does not take all others with it."""
         sizes = [size for item in self.kept.values() if not isinstance(item, str) for _, some in item for size in some]
         parts = iter(self.numbers.split([size.numel() for size in sizes]))
         for index, item in self.kept.items():
@@ -263,6 +264,6 @@ class Packed:
                 continue
             readings = []
             for spec, some in item:
-                tokens, *deviation = (next(parts).view(size) for size in some)
+                tokens, *deviation = (next(parts).view(size).clone() for size in some)
                 readings.append(Encoded(tokens, spec, deviation[0] if deviation else None))
             yield index, readings

@@ -163,7 +163,7 @@ class Trainer:
                     if state.step:
                         self.save()
                     raise
-                learned = time.monotonic()
+                paused = time.monotonic()
                 advance(self.progress)
                 self._tell("on_step", state.step, self.progress)
                 if state.step % settings.log_every == 0 or self.done:
@@ -174,7 +174,7 @@ class Trainer:
                 if state.step % settings.save_every == 0 and not self.done:
                     batches = self._steered(batches)
                     self.save(beside=True)
-                self._began += time.monotonic() - learned  # samples and checkpoints are not training time
+                self._began += time.monotonic() - paused  # samples and checkpoints are not training time
             folder = self.save()
         self._write_report()
         if not stopped:

@@ -9,7 +9,9 @@ import torch
 from diffusers import AutoencoderKL
 from torchvision.utils import save_image
 
+from djepa_mm.data.batches import Encoded
 from djepa_mm.data.corpus import Corpus, Cursor
+from djepa_mm.data.reading import Memory
 from djepa_mm.recipe.load import load_recipe
 
 ITEMS = 12
@@ -82,6 +84,12 @@ def test_they_are_drawn_from_the_posterior(folder: Path) -> None:
 def test_a_cache_keeps_what_they_are_drawn_from(folder: Path) -> None:
     drawn, cached = corpus(folder), corpus(folder, cache=True)
     cached.fill_cache()
+    assert isinstance(cached.reading, Memory)
+    for one in (one for item in cached.reading.items.values() for one in item):
+        assert isinstance(one, Encoded)
+        assert one.deviation is not None
+        for tensor in (one.tokens, one.deviation):  # which takes no other with it where it is sent
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
     for ours, theirs in zip(epochs(drawn, 2), epochs(cached, 2), strict=True):
         for index in range(ITEMS):
             torch.testing.assert_close(ours[index], theirs[index])

@@ -73,6 +73,7 @@ def late(write, full):
     return written
 
 save_file, write_data = checkpoint.save_file, HuggingFaceStorageWriter.write_data
+
 def muon(kind):
     '''Four steps: weights, momentum and gradients of seven matrices, one of which has no gradient at first.'''
     torch.manual_seed(0)
